@@ -1,0 +1,180 @@
+"""What listens during one run, and what happens to a tensor at a point where something does.
+
+A run gets its own `Listeners`: nothing is stored in the model for its sake, so however it ends
+nothing is left behind. Three kinds listen, always in this order at a point:
+
+1. function hooks, which may change the tensor,
+2. gradients (hooks on them, or their collection),
+3. collectors, which only look.
+"""
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooks.point import HookError, HookFunction, HookPoint, call, check_function, describe
+
+Collector = Callable[[HookPoint, Tensor], None]
+
+
+class _Station:
+    """What listens at one point during one run."""
+
+    __slots__ = ("bwd", "collect", "fwd", "grads", "point")
+
+    def __init__(self, point: HookPoint) -> None:
+        self.point = point
+        self.fwd: list[HookFunction] = []
+        self.bwd: list[HookFunction] = []
+        self.grads: dict[str, Tensor] | None = None
+        self.collect: Collector | None = None
+
+    @property
+    def in_graph(self) -> bool:
+        """Whether what listens needs the tensor itself to be what flows on."""
+        return bool(self.fwd or self.bwd or self.grads is not None)
+
+    def pass_through(self, value: Tensor) -> Tensor:
+        if self.fwd:
+            value = self._edit(value)
+        if self.bwd:
+            value = self._watch_gradient(value)
+        if self.grads is not None:
+            if not value.requires_grad:
+                # Gradients start here: nothing before this point asks for one.
+                value = value.detach().requires_grad_()
+            self.grads[self.point.name] = value
+        if self.collect is not None:
+            self.collect(self.point, value.detach())
+        return value
+
+    def _edit(self, value: Tensor) -> Tensor:
+        # A hook gets a tensor of its own: an in-place edit reaches neither what is already cached
+        # (one tensor can pass two points) nor what autograd has saved of the original.
+        value = value.clone()
+        for fn in self.fwd:
+            try:
+                answer = call(fn, value, self.point)
+            except Exception as error:
+                error.add_note(f"in hook {describe(fn)} at {self.point.name!r}")
+                raise
+            if answer is not None:
+                value = self._checked(answer, value, fn)
+        return value
+
+    def _watch_gradient(self, value: Tensor) -> Tensor:
+        if not torch.is_grad_enabled():
+            raise HookError(
+                f"a backward hook at {self.point.name!r} needs gradients, but they are switched "
+                f"off (torch.no_grad or torch.set_grad_enabled(False))."
+            )
+        # A node of its own: the same tensor may pass a later point with hooks of its own.
+        value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+        for fn in self.bwd:
+            value.register_hook(self._on_gradient(fn))
+        return value
+
+    def _on_gradient(self, fn: HookFunction) -> Callable[[Tensor], Tensor | None]:
+        def hook(gradient: Tensor) -> Tensor | None:
+            mine = gradient.clone()
+            answer = call(fn, mine, self.point)
+            return mine if answer is None else self._checked(answer, gradient, fn)
+
+        return hook
+
+    def _checked(self, answer: Any, expected: Tensor, fn: HookFunction) -> Tensor:
+        where = f"hook {describe(fn)} at {self.point.name!r}"
+        if not isinstance(answer, Tensor):
+            raise HookError(
+                f"{where} returned {type(answer).__name__}: expected a tensor of shape "
+                f"{tuple(expected.shape)} [{' '.join(self.point.axes)}], or None to keep it."
+            )
+        for what in ("shape", "dtype", "device"):
+            came, wanted = getattr(answer, what), getattr(expected, what)
+            if came != wanted:
+                came, wanted = (
+                    (tuple(came), tuple(wanted)) if what == "shape" else (came, wanted)
+                )
+                raise HookError(
+                    f"{where} returned a tensor of {what} {came}: expected {wanted}"
+                    + (f" [{' '.join(self.point.axes)}]." if what == "shape" else ".")
+                )
+        return answer
+
+
+class Listeners:
+    """The table of what listens at which point during one run.
+
+    Args:
+        points: the points there are, by full name; functions added to them take part.
+    """
+
+    def __init__(self, points: Mapping[str, HookPoint]) -> None:
+        self._points = points
+        self._stations: dict[str, _Station] = {}
+        for name, point in points.items():
+            if point.fwd_hooks or point.bwd_hooks:
+                self.add(name, point.fwd_hooks, point.bwd_hooks)
+
+    def add(
+        self, name: str, fwd: Iterable[HookFunction] = (), bwd: Iterable[HookFunction] = ()
+    ) -> None:
+        """Let functions listen at the point of this full name.
+
+        Raises:
+            HookError: one of them cannot be called as `fn(activation, hook)`.
+        """
+        fwd, bwd = list(fwd), list(bwd)
+        for fn in (*fwd, *bwd):
+            check_function(fn, name)
+        station = self._station(name)
+        station.fwd += fwd
+        station.bwd += bwd
+
+    def collect(self, names: Iterable[str], collector: Collector) -> None:
+        """Show `collector(point, tensor)` what flows on at these points, detached."""
+        for name in names:
+            self._station(name).collect = collector
+
+    def keep_for_gradients(self, names: Iterable[str]) -> dict[str, Tensor]:
+        """The dict that will hold, after the run, the tensors at these points, in the graph."""
+        kept: dict[str, Tensor] = {}
+        for name in names:
+            self._station(name).grads = kept
+        return kept
+
+    def within(self, prefix: str) -> "Tap":
+        """The listeners of the points whose names begin so."""
+        return Tap(self._stations, prefix)
+
+    def _station(self, name: str) -> _Station:
+        if name not in self._stations:
+            self._stations[name] = _Station(self._points[name])
+        return self._stations[name]
+
+
+class Tap:
+    """Where a computation shows its tensors: `x = at("hook_z", x)`."""
+
+    __slots__ = ("_prefix", "_stations")
+
+    def __init__(self, stations: Mapping[str, _Station], prefix: str) -> None:
+        self._stations = stations
+        self._prefix = prefix
+
+    def __call__(self, name: str, value: Tensor) -> Tensor:
+        """The tensor that flows on from here: `value`, or what hooks made of it."""
+        station = self._stations.get(self._prefix + name)
+        return value if station is None else station.pass_through(value)
+
+    def listens(self, *names: str) -> bool:
+        """Whether anything listens at any of these points."""
+        return any(self._prefix + name in self._stations for name in names)
+
+    def alters(self, *names: str) -> bool:
+        """Whether at any of these points the tensor itself must be what flows on: it may be
+        replaced there, or its gradient is asked for."""
+        stations = (self._stations.get(self._prefix + name) for name in names)
+        return any(station is not None and station.in_graph for station in stations)

@@ -1,0 +1,20 @@
+"""Floor 2: GPT-2. Its config, weights, tokenizer and forward pass, with every activation named."""
+
+from hooks import ActivationCache, HookError, HookPoint, UnknownHookName
+from interp.config import HookedGPT2Config
+from interp.hooked import HookedGPT2, LogitsAndLoss
+from interp.kv_cache import KeyValueCache
+from interp.tokenizer import TokenBatch, Tokenizer
+
+__all__ = [
+    "ActivationCache",
+    "HookError",
+    "HookPoint",
+    "HookedGPT2",
+    "HookedGPT2Config",
+    "KeyValueCache",
+    "LogitsAndLoss",
+    "TokenBatch",
+    "Tokenizer",
+    "UnknownHookName",
+]

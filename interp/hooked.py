@@ -1,0 +1,706 @@
+"""`HookedGPT2`: what a researcher holds. Loading, running, looking, editing."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple, Self, cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from hooks import ActivationCache, HookFunction, HookPoint, Listeners, UnknownHookName, select
+from hooks.cache import CacheBuilder, Index
+from hooks.names import NameFilter
+from hooks.point import check_function
+from interp import points, processing, weights
+from interp.config import HookedGPT2Config
+from interp.kv_cache import KeyValueCache
+from interp.model import Visibility
+from interp.tokenizer import TokenBatch, Tokenizer
+from interp.views import WeightViews
+
+ReturnType = Literal["logits", "loss", "both"]
+Hooks = Sequence[tuple[NameFilter, HookFunction]]
+Input = str | Sequence[str] | TokenBatch | Tensor
+
+
+class LogitsAndLoss(NamedTuple):
+    """What a run with `return_type="both"` gives."""
+
+    logits: Float[Tensor, "batch pos d_vocab"]
+    loss: Tensor
+
+
+@dataclass(frozen=True)
+class _Run:
+    """The checked arguments of one forward pass."""
+
+    input: Tensor  # batch pos tokens, or batch pos d_model
+    visible: Visibility
+    start: int
+    stop: int | None
+    past: KeyValueCache | None
+    mask: Tensor | None  # of the new tokens, None without padding
+    return_type: ReturnType
+    loss_per_token: bool
+    about: Mapping[str, Any]  # what a cache tells of its tokens
+
+
+class HookedGPT2(WeightViews):
+    """A GPT-2 in which every activation has a name, and can be read and replaced there.
+
+    Make one with `from_pretrained`, `from_config` or `from_state_dict`. Weights are the
+    checkpoint's, unprocessed, so logits are the checkpoint's too (see `processed`). There is no
+    dropout.
+
+    Attributes:
+        cfg: sizes and variants.
+        tokenizer: text to tokens and back, or None for a model made without one.
+        hook_dict: the hook points by full name, in order of the forward pass.
+    """
+
+    def __init__(
+        self,
+        cfg: HookedGPT2Config,
+        parameters: dict[str, Tensor],
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        super().__init__(cfg, parameters)
+        self.tokenizer = tokenizer
+        self.hook_dict: dict[str, HookPoint] = points.hook_points(cfg.n_layers)
+        self.eval()
+
+    # ---------------------------------------------------------------- making one
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        source: Any,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+        revision: str | None = None,
+    ) -> Self:
+        """Load a GPT-2.
+
+        Args:
+            source: a Hugging Face Hub id (`gpt2`, `gpt2-medium`, `distilgpt2`, any checkpoint of
+                the architecture), a local folder in Hugging Face's layout, `mini` (the small
+                trained model that ships with this package), or a `transformers` GPT-2 model
+                object, which is left unchanged.
+            device: where the weights go.
+            dtype: what they are computed in; float32 unless said.
+            revision: branch, tag or commit on the Hub.
+
+        A local folder, the bundled model and an id in the local cache need no network.
+
+        Raises:
+            weights.SourceError: there is no such model, or it cannot be read; says why.
+            weights.UnsupportedModelError: it uses what this model cannot honour; says what.
+        """
+        loaded = weights.load(source, device=device, dtype=dtype, revision=revision)
+        return cls(loaded.cfg, loaded.parameters, loaded.tokenizer)
+
+    @classmethod
+    def from_config(
+        cls,
+        cfg: HookedGPT2Config,
+        seed: int = 0,
+        *,
+        tokenizer: Tokenizer | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+    ) -> Self:
+        """A model with random weights, initialised as GPT-2 was; the same seed gives the same."""
+        parameters = weights.allocate(cfg, device=device, dtype=dtype)
+        weights.initialise(parameters, cfg, seed)
+        return cls(cfg, parameters, tokenizer)
+
+    @classmethod
+    def from_state_dict(
+        cls,
+        cfg: HookedGPT2Config,
+        state_dict: Mapping[str, Tensor],
+        *,
+        tokenizer: Tokenizer | None = None,
+        device: str | torch.device = "cpu",
+        dtype: str | torch.dtype | None = None,
+    ) -> Self:
+        """A model with copies of the weights in `state_dict`, in one of these layouts.
+
+        Hugging Face's (Conv1D, `x @ W`), minGPT's and nanoGPT's (Linear, transposed), or that of
+        this class' own `state_dict`; unembedding tied or untied.
+
+        Raises:
+            ValueError: keys are missing, unexpected or of the wrong shape; lists them all.
+        """
+        parameters = weights.from_state_dict(cfg, state_dict, device=device, dtype=dtype)
+        return cls(cfg, parameters, tokenizer)
+
+    def processed(
+        self,
+        *,
+        fold_ln: bool = True,
+        center_writing_weights: bool = True,
+        center_unembed: bool = True,
+        fold_value_biases: bool = True,
+    ) -> Self:
+        """A new model with weights that are easier to read; this one stays as it is.
+
+        The defaults are what TransformerLens' `from_pretrained` does unasked. Every step leaves
+        the predicted probabilities as they are; `center_unembed` moves all logits of a position
+        by a common amount, the others leave logits alone.
+
+        Args:
+            fold_ln: move each layer norm's gain and shift into the weights that read it, and
+                centre what those read.
+            center_writing_weights: make all that writes to the residual stream have mean zero.
+            center_unembed: make the logits of each position have mean zero over the vocabulary.
+            fold_value_biases: move value biases into the attention output bias (every pattern
+                sums to one).
+        """
+        parameters = processing.process(
+            self.cfg,
+            dict(self.named_parameters()),
+            fold_ln=fold_ln,
+            center_writing_weights=center_writing_weights,
+            center_unembed=center_unembed,
+            fold_value_biases=fold_value_biases,
+        )
+        cfg = replace(self.cfg, tie_word_embeddings=False)
+        return type(self)(cfg, parameters, self.tokenizer)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.W_E.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What the weights are computed in."""
+        return self.W_E.dtype
+
+    # ---------------------------------------------------------------- text and tokens
+
+    def tokenize(
+        self,
+        text: str | Sequence[str],
+        *,
+        prepend_bos: bool = True,
+        padding_side: Literal["left", "right"] = "right",
+    ) -> TokenBatch:
+        """Tokens of one or more prompts, with the mask that prompts of unequal length need.
+
+        The result can be given to `forward` and every `run_*` in place of tokens.
+
+        Raises:
+            ValueError: an empty prompt, one longer than `n_ctx`, or a model without tokenizer.
+        """
+        batch = self._tokenizer().tokenize(
+            text, prepend_bos=prepend_bos, padding_side=padding_side, n_ctx=self.cfg.n_ctx
+        )
+        return batch.to(self.device)
+
+    def to_tokens(
+        self,
+        text: str | Sequence[str],
+        prepend_bos: bool = True,
+    ) -> Int[Tensor, "batch pos"]:
+        """Token ids of one prompt, or of several of equal length.
+
+        Raises:
+            ValueError: the prompts differ in length (a plain tensor cannot carry the mask: use
+                `tokenize`), or as `tokenize`.
+        """
+        tokens = self._tokenizer().to_tokens(
+            text, prepend_bos=prepend_bos, n_ctx=self.cfg.n_ctx
+        )
+        return tokens.to(self.device)
+
+    def to_string(self, tokens: Int[Tensor, "..."] | Sequence[int] | int) -> str | list[str]:
+        """Text of a sequence of ids, or the texts of a batch of them."""
+        return self._tokenizer().to_string(tokens)
+
+    def to_str_tokens(
+        self, input: str | Int[Tensor, "..."] | Sequence[int], prepend_bos: bool = True
+    ) -> list[str]:
+        """One string per token of a text (or of ids, to which nothing is prepended)."""
+        return self._tokenizer().to_str_tokens(input, prepend_bos=prepend_bos)
+
+    def to_single_token(self, text: str) -> int:
+        """The id of a text that is one token.
+
+        Raises:
+            ValueError: it is several tokens; says which.
+        """
+        return self._tokenizer().to_single_token(text)
+
+    def _tokenizer(self) -> Tokenizer:
+        if self.tokenizer is None:
+            raise ValueError(
+                "this model has no tokenizer: pass token ids, or make it with tokenizer=..."
+            )
+        return self.tokenizer
+
+    # ---------------------------------------------------------------- running
+
+    def forward(
+        self,
+        input: Input,
+        return_type: ReturnType = "logits",
+        *,
+        loss_per_token: bool = False,
+        prepend_bos: bool = True,
+        padding_side: Literal["left", "right"] = "right",
+        attention_mask: Bool[Tensor, "batch pos"] | Int[Tensor, "batch pos"] | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        past_kv_cache: KeyValueCache | None = None,
+    ) -> Tensor | LogitsAndLoss:
+        """Run the model.
+
+        Args:
+            input: text, several texts, what `tokenize` gave, token ids (`batch pos` or `pos`),
+                or with `start_at_layer` the residual `batch pos d_model` that enters that block.
+            return_type: "logits" (`batch pos d_vocab`), "loss" (mean next-token cross-entropy in
+                nats over tokens that are not padding) or "both".
+            loss_per_token: loss as `batch pos-1`, NaN where the token or its successor is padding.
+            prepend_bos: put `<|endoftext|>` before text; ids are taken as they are.
+            padding_side: where shorter texts are padded.
+            attention_mask: `batch pos`, 1 or True on real tokens; with `past_kv_cache` over the
+                new tokens. Not with text or a TokenBatch, which bring their own.
+            start_at_layer: begin at this block.
+            stop_at_layer: end before this block and return the residual `batch pos d_model`
+                that would enter it; `n_layers` gives the last residual. Negative layers count
+                from the end.
+            past_kv_cache: keys and values of the tokens before; the new ones are appended.
+
+        Raises:
+            ValueError, TypeError, IndexError: an argument that does not fit; says which and why.
+        """
+        run = self._checked_run(
+            input,
+            return_type,
+            loss_per_token,
+            prepend_bos,
+            padding_side,
+            attention_mask,
+            start_at_layer,
+            stop_at_layer,
+            past_kv_cache,
+        )
+        return self._answer(run, self._execute(run, Listeners(self.hook_dict)))
+
+    def run_with_cache(
+        self,
+        input: Input,
+        return_type: ReturnType = "logits",
+        *,
+        names_filter: NameFilter | None = None,
+        incl_bwd: bool | Callable[[Any], Tensor] = False,
+        pos_slice: Index | None = None,
+        device: str | torch.device | None = None,
+        remove_batch_dim: bool = False,
+        **forward: Any,
+    ) -> tuple[Tensor | LogitsAndLoss, ActivationCache]:
+        """Run the model and keep activations.
+
+        Args:
+            input, return_type, forward: as in `forward`.
+            names_filter: which points: a name, short form, glob, list of those, or function of
+                the name. Without it every point the run passes but those computed on request.
+            incl_bwd: also keep gradients, under `name + "_grad"`. Of the output where that is
+                one number (`return_type="loss"`), else of `incl_bwd(output)`. Weights gather no
+                gradient.
+            pos_slice: keep these positions only (of attention: queries).
+            device: keep activations there.
+            remove_batch_dim: leave out the axis `batch` of a single prompt.
+
+        Returns:
+            what `forward` gives, and the cache.
+
+        Raises:
+            UnknownHookName: a name stands for nothing, the filter picks nothing, or this run
+                does not pass the point.
+            others: as `forward`.
+        """
+        run = self._checked_run(input, return_type, **_forward_arguments(forward))
+        if remove_batch_dim and run.input.shape[0] != 1:
+            raise ValueError(
+                f"remove_batch_dim needs a batch of one prompt, this one has {run.input.shape[0]}."
+            )
+        names = self._passed(names_filter, run)
+        builder = CacheBuilder(pos_slice, device)
+        listeners = Listeners(self.hook_dict)
+        listeners.collect(names, builder)
+        if incl_bwd is False:
+            output = self._answer(run, self._execute(run, listeners))
+        else:
+            output = self._with_gradients(run, listeners, names, builder, incl_bwd)
+        cache = builder.cache(**run.about)
+        return output, cache.remove_batch_dim() if remove_batch_dim else cache
+
+    def run_with_hooks(
+        self,
+        input: Input,
+        return_type: ReturnType = "logits",
+        *,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        **forward: Any,
+    ) -> Tensor | LogitsAndLoss:
+        """Run the model with functions listening for this run only.
+
+        Args:
+            input, return_type, forward: as in `forward`.
+            fwd_hooks: pairs of a name (or filter, as in `run_with_cache`) and a function
+                `fn(activation, hook)` that returns a replacement, or edits in place, or only
+                looks.
+            bwd_hooks: likewise on gradients; they run when the output, or what is made of it, is
+                differentiated.
+
+        Raises:
+            UnknownHookName: as `run_with_cache`.
+            HookError: a function that cannot be called so, or answers with anything but a tensor
+                of the same shape, dtype and device.
+            others: as `forward`, and what a hook raises.
+        """
+        run = self._checked_run(input, return_type, **_forward_arguments(forward))
+        listeners = Listeners(self.hook_dict)
+        for names, fn in _pairs(fwd_hooks, "fwd_hooks"):
+            for name in self._passed(names, run):
+                listeners.add(name, fwd=[fn])
+        for names, fn in _pairs(bwd_hooks, "bwd_hooks"):
+            for name in self._passed(names, run):
+                listeners.add(name, bwd=[fn])
+        return self._answer(run, self._execute(run, listeners))
+
+    def _execute(self, run: _Run, listeners: Listeners, *, frozen: bool = False) -> Tensor:
+        out = self.compute(
+            run.input,
+            run.visible,
+            listeners,
+            start_at_layer=run.start,
+            stop_at_layer=run.stop,
+            past=run.past,
+            frozen=frozen,
+        )
+        if run.past is not None:
+            run.past.commit(run.visible.mask)
+        return out
+
+    def _with_gradients(
+        self,
+        run: _Run,
+        listeners: Listeners,
+        names: list[str],
+        builder: CacheBuilder,
+        incl_bwd: bool | Callable[[Any], Tensor],
+    ) -> Tensor | LogitsAndLoss:
+        kept = listeners.keep_for_gradients(names)
+        with torch.enable_grad():
+            output = self._answer(run, self._execute(run, listeners, frozen=True))
+            value = incl_bwd(output) if callable(incl_bwd) else output
+            if not isinstance(value, Tensor) or value.numel() != 1:
+                got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+                raise ValueError(
+                    f"incl_bwd differentiates one number, this is {got}: use return_type='loss', "
+                    f"or incl_bwd=function from the output to one number."
+                )
+        # Not `backward`: that would gather gradients in the weights too.
+        tensors = list(kept.values())
+        gradients = torch.autograd.grad(value, tensors, materialize_grads=True)
+        for name, gradient in zip(kept, gradients, strict=True):
+            builder(self.hook_dict[name], gradient, suffix="_grad")
+        return output
+
+    def _answer(self, run: _Run, out: Tensor) -> Tensor | LogitsAndLoss:
+        if run.stop is not None or run.return_type == "logits":
+            return out
+        tokens = run.input
+        log_probs = out[:, :-1].log_softmax(-1, dtype=torch.float64 if out.dtype == torch.float64 else torch.float32)
+        loss = -log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
+        if run.mask is None:
+            loss = loss if run.loss_per_token else loss.mean()
+        else:
+            counted = run.mask[:, 1:] & run.mask[:, :-1]
+            loss = loss.masked_fill(~counted, torch.nan) if run.loss_per_token else loss[counted].mean()
+        return loss if run.return_type == "loss" else LogitsAndLoss(out, loss)
+
+    # ---------------------------------------------------------------- hooks that stay
+
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()):
+        """A context in which functions listen in every run.
+
+        Leaving it, however that happens, the hooks are exactly those there before it.
+        """
+        return self._hooks(fwd_hooks, bwd_hooks)
+
+    @contextmanager
+    def _hooks(self, fwd_hooks: Hooks, bwd_hooks: Hooks) -> Iterator[Self]:
+        before = {n: (list(p.fwd_hooks), list(p.bwd_hooks)) for n, p in self.hook_dict.items()}
+        try:
+            for names, fn in _pairs(fwd_hooks, "fwd_hooks"):
+                self.add_hook(names, fn, "fwd")
+            for names, fn in _pairs(bwd_hooks, "bwd_hooks"):
+                self.add_hook(names, fn, "bwd")
+            yield self
+        finally:
+            for name, (fwd, bwd) in before.items():
+                self.hook_dict[name].fwd_hooks[:] = fwd
+                self.hook_dict[name].bwd_hooks[:] = bwd
+
+    def add_hook(
+        self, name: NameFilter, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd"
+    ) -> None:
+        """Add a function that listens in every run until `reset_hooks`.
+
+        Args:
+            name: a name or filter, as in `run_with_cache`.
+            hook: `fn(activation, hook)`, or with `dir="bwd"` `fn(gradient, hook)`.
+
+        Raises:
+            UnknownHookName, HookError: as `run_with_hooks`; nothing is added then.
+        """
+        names = select(name, list(self.hook_dict))
+        check_function(hook, names[0])
+        for full_name in names:
+            self.hook_dict[full_name].add_hook(hook, dir)
+
+    def reset_hooks(self, dir: Literal["fwd", "bwd", "both"] = "both") -> None:
+        """Remove every function added by `add_hook` (or inside an open `hooks` context)."""
+        for point in self.hook_dict.values():
+            point.remove_hooks(dir)
+
+    def hook_points(self) -> None:
+        """Print the table of hook points, with the shapes that this model has there."""
+        from rich.console import Console
+        from rich.table import Table
+
+        sizes = points.axis_sizes(self.cfg)
+        table = Table(title=f"Hook points of {self.cfg.model_name}")
+        table.add_column("name", no_wrap=True)
+        table.add_column("axes")
+        table.add_column("shape")
+        table.add_column("computed")
+        last = self.cfg.n_layers - 1
+        for name, point in points.hook_points(1).items():
+            shape = " ".join(str(sizes[axis]) for axis in point.axes)
+            axes = " ".join("1" if axis == "one" else axis for axis in point.axes)
+            shown = name.replace("blocks.0.", f"blocks.{{0..{last}}}." if last else "blocks.0.")
+            table.add_row(shown, axes, shape, "on request" if point.on_request else "always")
+        Console(width=None, soft_wrap=True).print(table)
+
+    # ---------------------------------------------------------------- checking arguments
+
+    def _passed(self, names_filter: NameFilter | None, run: _Run) -> list[str]:
+        """The points that a filter picks among those that this run passes."""
+        everything = list(self.hook_dict)
+        stop = self.cfg.n_layers if run.stop is None else run.stop
+        layers = range(run.start, stop)
+
+        def passes(point: HookPoint) -> bool:
+            if point.name.startswith("blocks."):
+                return point.layer() in layers
+            if point.name.startswith("ln_final."):
+                return run.stop is None
+            return not run.input.is_floating_point()
+
+        here = {n for n, p in self.hook_dict.items() if passes(p)}
+        if names_filter is None:
+            return [n for n in everything if n in here and not self.hook_dict[n].on_request]
+        entries = names_filter if isinstance(names_filter, list | set) else [names_filter]
+        chosen: set[str] = set(select(names_filter, everything)) & here
+        for entry in entries:
+            found = select(entry, everything)
+            if not here.intersection(found):
+                raise UnknownHookName(
+                    f"this run does not pass {entry!r}: it runs layers {run.start} to {stop - 1} "
+                    f"(start_at_layer, stop_at_layer)."
+                )
+        return [n for n in everything if n in chosen]
+
+    def _checked_run(
+        self,
+        input: Input,
+        return_type: ReturnType = "logits",
+        loss_per_token: bool = False,
+        prepend_bos: bool = True,
+        padding_side: Literal["left", "right"] = "right",
+        attention_mask: Tensor | None = None,
+        start_at_layer: int | None = None,
+        stop_at_layer: int | None = None,
+        past_kv_cache: KeyValueCache | None = None,
+    ) -> _Run:
+        n_layers = self.cfg.n_layers
+        start = _layer("start_at_layer", start_at_layer, n_layers) or 0
+        stop = _layer("stop_at_layer", stop_at_layer, n_layers)
+        if stop is not None and stop < start:
+            raise IndexError(f"stop_at_layer={stop_at_layer} is before start_at_layer={start}.")
+        if return_type not in ("logits", "loss", "both"):
+            raise ValueError(
+                f"return_type is 'logits', 'loss' or 'both', not {return_type!r}."
+            )
+        about: dict[str, Any] = {}
+        if not isinstance(input, Tensor | TokenBatch):
+            input = self.tokenize(input, prepend_bos=prepend_bos, padding_side=padding_side)
+        if isinstance(input, TokenBatch):
+            if attention_mask is not None:
+                raise ValueError("text brings its own mask: attention_mask goes with token ids.")
+            about = {"str_tokens": input.str_tokens, "prepend_bos": input.prepend_bos}
+            attention_mask, input = input.attention_mask, input.tokens
+        input = self._checked_input(input, start_at_layer)
+        if not input.is_floating_point():
+            about["tokens"] = input
+        batch, n_new = input.shape[:2]
+        past_length = 0
+        if past_kv_cache is not None:
+            past_kv_cache.check(batch, n_new, self.dtype, self.device)
+            past_length = past_kv_cache.length
+        if past_length + n_new > self.cfg.n_ctx:
+            raise ValueError(
+                f"the prompt has {past_length + n_new} tokens, this model reads at most "
+                f"n_ctx = {self.cfg.n_ctx}."
+            )
+        mask = _checked_mask(attention_mask, (batch, n_new), self.device)
+        about["attention_mask"] = mask
+        if return_type != "logits" and stop is None:
+            if input.is_floating_point():
+                raise ValueError("the loss needs tokens, but the run begins from a residual.")
+            if n_new < 2:
+                raise ValueError("the loss needs at least two tokens: it is of the next token.")
+        elif return_type != "logits":
+            raise ValueError(f"a run with stop_at_layer has no {return_type}: it ends earlier.")
+        elif loss_per_token:
+            raise ValueError("loss_per_token needs return_type 'loss' or 'both'.")
+        whole = torch.ones(batch, n_new, dtype=torch.bool, device=self.device)
+        whole = whole if mask is None else mask
+        padded = mask is not None
+        if past_kv_cache is not None and past_length:
+            earlier = past_kv_cache.mask[:, :past_length]
+            padded = padded or not bool(earlier.all())
+            whole = torch.cat([earlier, whole], dim=1)
+        return _Run(
+            input=input,
+            visible=Visibility.of(whole, n_new, padded),
+            start=start,
+            stop=stop,
+            past=past_kv_cache,
+            mask=mask,
+            return_type=return_type,
+            loss_per_token=loss_per_token,
+            about=about,
+        )
+
+    def _checked_input(self, input: Tensor, start_at_layer: int | None) -> Tensor:
+        if start_at_layer is not None:
+            expected = f"start_at_layer={start_at_layer} takes a residual batch pos d_model"
+            if not input.is_floating_point() or input.ndim != 3:
+                raise ValueError(f"{expected}, not {input.dtype} of shape {tuple(input.shape)}.")
+            if input.shape[-1] != self.cfg.d_model:
+                raise ValueError(
+                    f"{expected} with d_model = {self.cfg.d_model}, not {input.shape[-1]}."
+                )
+            if input.dtype != self.dtype or input.device != self.device:
+                raise ValueError(
+                    f"the residual is {input.dtype} on {input.device}, the model {self.dtype} on "
+                    f"{self.device}."
+                )
+        else:
+            if input.is_floating_point() or input.is_complex() or input.dtype == torch.bool:
+                raise TypeError(
+                    f"token ids are whole numbers, not {input.dtype} (a residual needs "
+                    f"start_at_layer)."
+                )
+            input = input[None] if input.ndim == 1 else input
+            if input.ndim != 2:
+                raise ValueError(
+                    f"tokens are batch pos, or pos, not of shape {tuple(input.shape)}."
+                )
+            input = input.to(self.device, torch.long)
+        if input.numel() == 0:
+            raise ValueError(f"there are no tokens: the input has shape {tuple(input.shape)}.")
+        if not input.is_floating_point():
+            low, high = (int(x) for x in input.aminmax())
+            if low < 0 or high >= self.cfg.d_vocab:
+                raise IndexError(
+                    f"token id {low if low < 0 else high} is out of range: this model has "
+                    f"d_vocab = {self.cfg.d_vocab}, ids 0 to {self.cfg.d_vocab - 1}."
+                )
+        return input
+
+    def __repr__(self) -> str:
+        c = self.cfg
+        return (
+            f"HookedGPT2({c.model_name!r}, n_layers={c.n_layers}, d_model={c.d_model}, "
+            f"n_heads={c.n_heads}, n_ctx={c.n_ctx}, d_vocab={c.d_vocab}, "
+            f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
+        )
+
+
+_FORWARD = (
+    "loss_per_token",
+    "prepend_bos",
+    "padding_side",
+    "attention_mask",
+    "start_at_layer",
+    "stop_at_layer",
+    "past_kv_cache",
+)
+
+
+def _forward_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    from hooks.names import nearest
+
+    for name in given:
+        if name not in _FORWARD:
+            raise TypeError(
+                f"unknown keyword {name!r}.{nearest(name, _FORWARD)} A run takes: "
+                f"{', '.join(_FORWARD)}."
+            )
+    return given
+
+
+def _pairs(hooks: Iterable, what: str) -> list[tuple[NameFilter, HookFunction]]:
+    pairs = list(hooks)
+    for pair in pairs:
+        if not isinstance(pair, tuple | list) or len(pair) != 2:
+            raise TypeError(f"{what} takes pairs (name, function), not {pair!r}.")
+    return [cast(tuple[NameFilter, HookFunction], tuple(pair)) for pair in pairs]
+
+
+def _layer(what: str, layer: int | None, n_layers: int) -> int | None:
+    if layer is None:
+        return None
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise TypeError(f"{what} is a whole number, not {layer!r}.")
+    if not -n_layers <= layer <= n_layers:
+        raise IndexError(
+            f"{what}={layer} is out of range: this model has {n_layers} layers, so it goes from "
+            f"0 to {n_layers} (or -{n_layers} to -1)."
+        )
+    return layer + n_layers if layer < 0 else layer
+
+
+def _checked_mask(
+    mask: Tensor | None, shape: tuple[int, int], device: torch.device
+) -> Tensor | None:
+    """The mask as bool, or None where nothing is masked."""
+    if mask is None:
+        return None
+    mask = mask[None] if mask.ndim == 1 and shape[0] == 1 else mask
+    if tuple(mask.shape) != shape:
+        raise ValueError(
+            f"attention_mask has shape {tuple(mask.shape)}, the tokens are batch pos = {shape}."
+        )
+    if mask.dtype != torch.bool:
+        if not bool(((mask == 0) | (mask == 1)).all()):
+            raise ValueError("attention_mask holds other values than 0 and 1.")
+        mask = mask.bool()
+    mask = mask.to(device)
+    if bool(mask.all()):
+        return None
+    if not bool(mask.any(1).all()):
+        raise ValueError("attention_mask leaves a prompt without any token.")
+    return mask
