@@ -46,12 +46,12 @@ $(PY):
 
 $(RUN_READY): pyproject.toml constraints.txt | $(PY)
 	@echo "Installing hooked-gpt2 into $(VENV) (some minutes the first time) ..."
-	@$(PIP) install --quiet -c constraints.txt -e .
+	@$(PIP) install -qq -c constraints.txt -e .
 	@touch $@
 
 $(DEV_READY): pyproject.toml constraints.txt | $(PY)
 	@echo "Installing hooked-gpt2 and its development tools into $(VENV) (some minutes the first time) ..."
-	@$(PIP) install --quiet -c constraints.txt -e ".[dev]"
+	@$(PIP) install -qq -c constraints.txt -e ".[dev]"
 	@touch $(RUN_READY) $@
 
 # The newest versions that fit pyproject.toml, written down after the suite has passed with them.
@@ -60,7 +60,7 @@ constraints: CHECK := build/constraints-venv
 constraints: | $(PY)
 	rm -rf $(CHECK)
 	$(PY) -m venv $(CHECK)
-	$(CHECK)/bin/python -m pip --disable-pip-version-check install --quiet -e ".[dev]"
+	$(CHECK)/bin/python -m pip --disable-pip-version-check install -qq -e ".[dev]"
 	$(CHECK)/bin/python -m pytest -n $(WORKERS) --maxprocesses=4 --dist=worksteal
 	{ sed -n '/^#/p' constraints.txt; \
 	  $(CHECK)/bin/python -m pip freeze --all --exclude-editable | grep -v "^pip==" | sed -E 's/\+[A-Za-z0-9.]+$$//' | sort -f; \
