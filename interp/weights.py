@@ -8,8 +8,7 @@ nothing half done.
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -19,8 +18,10 @@ import torch
 from torch import Tensor
 
 from hooks.names import nearest
+from interp import storage
 from interp.config import HookedGPT2Config, UnsupportedModelError
 from interp.sources import SourceError, read_json, resolve, tokenizer_folder, weight_files
+from interp.storage import Reader, SafetensorsReader, StateDictReader, WeightsError, unpickle
 from interp.tokenizer import Tokenizer
 
 __all__ = [
@@ -57,10 +58,6 @@ _PREFIXES = ("_orig_mod.", "module.", "transformer.")
 # Older checkpoints store the causal mask, which is no weight, under these names.
 _CAUSAL_MASK = re.compile(r"h\.(\d+)\.attn\.(bias|masked_bias)")
 _SHOWN = 6
-
-
-class WeightsError(ValueError):
-    """Weights that do not fit the config, or a file of weights that cannot be read."""
 
 
 def parse_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
@@ -151,7 +148,7 @@ def allocate(
     """Uninitialised parameters with the names and shapes of [`parameter_shapes`][]."""
     device, dtype = parse_device(device), parse_dtype(dtype)
     shapes = parameter_shapes(cfg, tied=tied, unembed_bias=unembed_bias)
-    return {name: torch.empty(shape, device=device, dtype=dtype) for name, shape in shapes.items()}
+    return storage.empty(shapes, device, dtype)
 
 
 @torch.no_grad()
@@ -320,22 +317,19 @@ def _show(shape: Iterable[int]) -> str:
 
 @torch.no_grad()
 def _fill(
-    cfg: HookedGPT2Config,
-    plan: _Plan,
-    read: Callable[[str], Tensor],
-    device: torch.device,
-    dtype: torch.dtype,
-    where: str,
+    cfg: HookedGPT2Config, reader: Reader, device: torch.device, dtype: torch.dtype
 ) -> Parameters:
-    """Allocate the parameters and copy every tensor of the plan into its place."""
+    """Allocate the parameters and put every tensor of a checkpoint into its place."""
+    plan = _plan(cfg, reader.shapes, reader.where)
     if plan.must_agree:
-        embedding, head = (read(key) for key in plan.must_agree)
+        embedding, head = (reader.tensor(key) for key in plan.must_agree)
         if embedding.data_ptr() != head.data_ptr() and not torch.equal(embedding, head):
             raise WeightsError(
-                f"{where}: the config ties the unembedding to the embedding, but "
+                f"{reader.where}: the config ties the unembedding to the embedding, but "
                 f"{plan.must_agree[1]} differs from {plan.must_agree[0]}; with "
                 "tie_word_embeddings=False in the config both are used"
             )
+        del embedding, head
     parameters = allocate(
         cfg, tied=plan.tied, unembed_bias=plan.unembed_bias, device=device, dtype=dtype
     )
@@ -343,8 +337,7 @@ def _fill(
         target = parameters[copy.name]
         if copy.layer is not None:
             target = target[copy.layer]
-        value = read(copy.key)
-        target.copy_(value.T if copy.transposed else value)
+        reader.copy_into(copy.key, target.T if copy.transposed else target)
     if plan.without_biases:
         for name, value in parameters.items():
             if name.endswith("bias"):
@@ -382,29 +375,25 @@ def from_state_dict(
     device, dtype = parse_device(device), parse_dtype(dtype)
     where = "the state dict"
     for key, value in state_dict.items():
-        _check_tensor(key, value)
-    shapes = {key: tuple(value.shape) for key, value in state_dict.items()}
-    plan = _plan(cfg, shapes, where)
-    return _fill(cfg, plan, state_dict.__getitem__, device, dtype, where)
+        _check_tensor(key, value, where)
+    return _fill(cfg, StateDictReader(state_dict, where), device, dtype)
 
 
-def _check_tensor(key: object, value: object) -> None:
+def _check_tensor(key: object, value: object, where: str) -> None:
     if not isinstance(key, str):
-        raise WeightsError(f"the state dict's keys must be strings, got {key!r}")
+        raise WeightsError(f"{where}: keys must be strings, got {key!r}")
     if not isinstance(value, Tensor):
         inside = f"; pass what lies under {key!r} instead" if isinstance(value, Mapping) else ""
-        raise WeightsError(
-            f"the state dict's {key!r} must be a tensor, got {type(value).__name__}{inside}"
-        )
+        raise WeightsError(f"{where}: {key!r} must be a tensor, got {type(value).__name__}{inside}")
     if _CAUSAL_MASK.fullmatch(_without_prefixes(key)):
         return
     if not value.dtype.is_floating_point or value.itemsize < 2:
         raise WeightsError(
-            f"the state dict's {key!r} is {value.dtype}; expected one of {', '.join(DTYPES)} "
+            f"{where}: {key!r} is {value.dtype}; expected one of {', '.join(DTYPES)} "
             "(quantised weights cannot be used)"
         )
     if value.is_meta:
-        raise WeightsError(f"the state dict's {key!r} is on device 'meta': it holds no numbers")
+        raise WeightsError(f"{where}: {key!r} is on device 'meta' and holds no numbers")
 
 
 def is_hf_model(source: object) -> bool:
@@ -478,85 +467,22 @@ def from_folder(
     """
     device, dtype = parse_device(device), parse_dtype(dtype)
     files = weight_files(Path(path))
-    opened = _open_safetensors if files[0].suffix == ".safetensors" else _open_pickles
     where = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
-    with opened(files) as (shapes, read):
-        plan = _plan(cfg, shapes, where)
-        return _fill(cfg, plan, read, device, dtype, where)
+    if files[0].suffix == ".safetensors":
+        with SafetensorsReader(files, where) as reader:
+            return _fill(cfg, reader, device, dtype)
+    return _fill(cfg, StateDictReader(_unpickle(files), where), device, dtype)
 
 
-Opened = tuple[dict[str, tuple[int, ...]], Callable[[str], Tensor]]
-
-
-@contextmanager
-def _open_safetensors(files: tuple[Path, ...]) -> Iterator[Opened]:
-    from safetensors import SafetensorError, safe_open
-
-    homes: dict[str, Any] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    for file in files:
-        try:
-            handle = safe_open(file, framework="pt")
-        except (SafetensorError, OSError) as error:
-            raise WeightsError(
-                f"{file} cannot be read as safetensors (cut short or damaged?): {error}"
-            ) from error
-        keys = handle.keys()
-        for key in keys:
-            _check_once(key, homes, file)
-            view = handle.get_slice(key)
-            _check_stored(key, view.get_dtype(), file)
-            homes[key], shapes[key] = handle, tuple(view.get_shape())
-    yield shapes, lambda key: homes[key].get_tensor(key)
-
-
-def _check_stored(key: str, stored: str, file: Path) -> None:
-    if stored not in ("F64", "F32", "F16", "BF16") and not _CAUSAL_MASK.fullmatch(
-        _without_prefixes(key)
-    ):
-        raise WeightsError(
-            f"{file}: {key!r} is stored as {stored}; expected F32, F16, BF16 or F64 "
-            "(quantised weights cannot be used)"
-        )
-
-
-@contextmanager
-def _open_pickles(files: tuple[Path, ...]) -> Iterator[Opened]:
+def _unpickle(files: Iterable[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in files:
-        for key, value in _unpickle(file).items():
-            try:
-                _check_tensor(key, value)
-            except WeightsError as error:
-                raise WeightsError(f"{file}: {error}") from None
-            _check_once(key, state, file)
+        for key, value in unpickle(file).items():
+            _check_tensor(key, value, str(file))
+            if key in state:
+                raise WeightsError(f"{file}: {key!r} is in an earlier shard too")
             state[key] = value
-    yield {key: tuple(value.shape) for key, value in state.items()}, state.__getitem__
-
-
-def _unpickle(file: Path) -> dict[str, Tensor]:
-    import pickle
-    import zipfile
-
-    try:
-        # Files written before torch 1.6 are no zip archives and cannot be mapped.
-        mapped = zipfile.is_zipfile(file)
-        state = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except pickle.UnpicklingError as error:
-        raise WeightsError(
-            f"{file} is damaged, or holds more than weights and is not opened, as that could run "
-            f"any code: {str(error).splitlines()[0]}"
-        ) from error
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{file} cannot be read (cut short or damaged?): {error}") from error
-    if not isinstance(state, dict):
-        raise WeightsError(f"{file} must hold a state dict, holds a {type(state).__name__}")
     return state
-
-
-def _check_once(key: str, seen: Mapping[str, object], file: Path) -> None:
-    if key in seen:
-        raise WeightsError(f"{file}: {key!r} is in an earlier shard too")
 
 
 # ------------------------------------------------------------------ all together
