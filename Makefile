@@ -20,7 +20,7 @@ DEV_READY := $(VENV)/.ready-dev
 .PHONY: help demo test lint format constraints clean
 
 help:
-	@sed -n 's/^# //p' Makefile
+	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
 
 demo: $(RUN_READY)
 	$(PY) -m analyses.logit_lens examples/prompt.txt --model mini
