@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, Self, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -81,7 +81,7 @@ class HookedGPT2(WeightViews):
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
-    ) -> Self:
+    ) -> "HookedGPT2":
         """Load a GPT-2.
 
         Args:
@@ -111,7 +111,7 @@ class HookedGPT2(WeightViews):
         tokenizer: Tokenizer | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
-    ) -> Self:
+    ) -> "HookedGPT2":
         """A model with random weights, initialised as GPT-2 was; the same seed gives the same."""
         parameters = weights.allocate(cfg, device=device, dtype=dtype)
         weights.initialise(parameters, cfg, seed)
@@ -126,7 +126,7 @@ class HookedGPT2(WeightViews):
         tokenizer: Tokenizer | None = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
-    ) -> Self:
+    ) -> "HookedGPT2":
         """A model with copies of the weights in `state_dict`, in one of these layouts.
 
         Hugging Face's (Conv1D, `x @ W`), minGPT's and nanoGPT's (Linear, transposed), or that of
@@ -145,7 +145,7 @@ class HookedGPT2(WeightViews):
         center_writing_weights: bool = True,
         center_unembed: bool = True,
         fold_value_biases: bool = True,
-    ) -> Self:
+    ) -> "HookedGPT2":
         """A new model with weights that are easier to read; this one stays as it is.
 
         The defaults are what TransformerLens' `from_pretrained` does unasked. Every step leaves
@@ -438,7 +438,7 @@ class HookedGPT2(WeightViews):
         return self._hooks(fwd_hooks, bwd_hooks)
 
     @contextmanager
-    def _hooks(self, fwd_hooks: Hooks, bwd_hooks: Hooks) -> Iterator[Self]:
+    def _hooks(self, fwd_hooks: Hooks, bwd_hooks: Hooks) -> Iterator["HookedGPT2"]:
         before = {n: (list(p.fwd_hooks), list(p.bwd_hooks)) for n, p in self.hook_dict.items()}
         try:
             for names, fn in _pairs(fwd_hooks, "fwd_hooks"):
@@ -480,17 +480,13 @@ class HookedGPT2(WeightViews):
 
         sizes = points.axis_sizes(self.cfg)
         table = Table(title=f"Hook points of {self.cfg.model_name}")
-        table.add_column("name", no_wrap=True)
-        table.add_column("axes")
-        table.add_column("shape")
-        table.add_column("computed")
-        last = self.cfg.n_layers - 1
+        for column in ("name", "shape", "computed"):
+            table.add_column(column, no_wrap=True)
         for name, point in points.hook_points(1).items():
-            shape = " ".join(str(sizes[axis]) for axis in point.axes)
-            axes = " ".join("1" if axis == "one" else axis for axis in point.axes)
-            shown = name.replace("blocks.0.", f"blocks.{{0..{last}}}." if last else "blocks.0.")
-            table.add_row(shown, axes, shape, "on request" if point.on_request else "always")
-        Console(width=None, soft_wrap=True).print(table)
+            shown = name.replace("blocks.0.", f"blocks.{{0..{self.cfg.n_layers - 1}}}.")
+            shape = " ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in point.axes)
+            table.add_row(shown, shape, "on request" if point.on_request else "always")
+        Console(soft_wrap=True).print(table)
 
     # ---------------------------------------------------------------- checking arguments
 

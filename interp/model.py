@@ -145,12 +145,12 @@ class GPT2(nn.Module):
     ) -> Residual:
         """One transformer block: attention, then MLP, each reading a normalised residual."""
         resid_pre = at("hook_resid_pre", residual)
-        attn_out = at("hook_attn_out", self.attention(layer, resid_pre, w, at, visible, past))
+        attn_out = at("hook_attn_out", self.attn_out(layer, resid_pre, w, at, visible, past))
         resid_mid = at("hook_resid_mid", resid_pre + attn_out)
-        mlp_out = at("hook_mlp_out", self.mlp(resid_mid, w, at))
+        mlp_out = at("hook_mlp_out", self.mlp_out(resid_mid, w, at))
         return at("hook_resid_post", resid_mid + mlp_out)
 
-    def attention(
+    def attn_out(
         self,
         layer: int,
         resid_pre: Residual,
@@ -224,7 +224,7 @@ class GPT2(nn.Module):
             found.append(at(f"attn.hook_{name}", projected))
         return found[0], found[1], found[2]
 
-    def mlp(self, resid_mid: Residual, w: BlockWeights, at: Tap) -> Residual:
+    def mlp_out(self, resid_mid: Residual, w: BlockWeights, at: Tap) -> Residual:
         """The two-layer perceptron of one block."""
         normalized = self.layer_norm("ln2", at("hook_mlp_in", resid_mid), w.ln2_w, w.ln2_b, at)
         pre = at("mlp.hook_pre", _linear(normalized, w.W_in, w.b_in))

@@ -14,11 +14,11 @@ _BEFORE = {"hook_embed": _RESIDUAL, "hook_pos_embed": _RESIDUAL}
 _BLOCK = {
     "hook_resid_pre": _RESIDUAL,
     "hook_attn_in": _RESIDUAL,
+    "ln1.hook_scale": _SCALE,
+    "ln1.hook_normalized": _RESIDUAL,
     "hook_q_input": _HEAD_RESIDUAL,
     "hook_k_input": _HEAD_RESIDUAL,
     "hook_v_input": _HEAD_RESIDUAL,
-    "ln1.hook_scale": _SCALE,
-    "ln1.hook_normalized": _RESIDUAL,
     "attn.hook_q": _HEAD,
     "attn.hook_k": _HEAD,
     "attn.hook_v": _HEAD,
@@ -65,13 +65,9 @@ def hook_points(n_layers: int) -> dict[str, HookPoint]:
     return {point.name: point for point in points}
 
 
-def axis_sizes(cfg: HookedGPT2Config) -> dict[str, int | str]:
-    """How long each axis is in a model; "batch" and "pos", which a run sets, keep their names."""
+def axis_sizes(cfg: HookedGPT2Config) -> dict[str, int]:
+    """How long the axes are that a model fixes (a run sets batch, pos, query and key)."""
     return {
-        "batch": "batch",
-        "pos": "pos",
-        "query": "query",
-        "key": "key",
         "one": 1,
         "d_model": cfg.d_model,
         "head": cfg.n_heads,
