@@ -205,6 +205,8 @@ class HookedGPT2Config:
                     )
                 config[key] = config[alias]
         values = {field: config.get(key, default) for key, (field, default) in _HF_FIELDS.items()}
+        if values["d_mlp"] is None:  # what n_inner says where it says nothing
+            del values["d_mlp"]
         name = model_name or config.get("_name_or_path") or cls.model_name
         try:
             return cls(**values, model_name=name)

@@ -173,7 +173,8 @@ class GPT2(nn.Module):
             scale /= layer + 1
         upcast = cfg.reorder_and_upcast_attn and q.dtype in (torch.float16, torch.bfloat16)
         if upcast or at.listens("attn.hook_attn_scores", "attn.hook_pattern"):
-            scores = _attention_scores(q.float() if upcast else q, k.to(q.dtype), scale)
+            q, k = (q.float(), k.float()) if upcast else (q, k)
+            scores = _attention_scores(q, k, scale)
             scores = scores.masked_fill_(visible.blocked(n_new), -torch.inf)
             scores = at("attn.hook_attn_scores", scores)
             pattern = scores.softmax(-1).to(v.dtype)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
 from io import FileIO
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -59,6 +59,7 @@ def empty(
     return tensors
 
 
+@runtime_checkable
 class Reader(Protocol):
     """A checkpoint: the shapes of its tensors, and a way to get at them one at a time."""
 
