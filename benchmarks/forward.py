@@ -25,8 +25,9 @@ def reference(attention: str, device: str) -> Any:
     from transformers import GPT2Config, GPT2LMHeadModel
 
     torch.manual_seed(0)
-    config = GPT2Config(attn_implementation=attention)
-    return GPT2LMHeadModel(config).eval().requires_grad_(False).to(device)
+    config = GPT2Config()
+    config._attn_implementation = attention
+    return torch.nn.Module.to(GPT2LMHeadModel(config).eval().requires_grad_(False), device)
 
 
 def without_grad(run: Callable[[], Any]) -> Callable[[], Any]:
@@ -78,9 +79,7 @@ def measure(model: HookedGPT2, sdpa: Any, eager: Any, tokens: torch.Tensor, roun
             partial(model.run_with_cache, tokens, names_filter="*hook_resid_post")
         ),
         "edit one head": without_grad(
-            partial(
-                model.run_with_hooks, tokens, fwd_hooks=[("blocks.5.attn.hook_z", head_edit)]
-            )
+            partial(model.run_with_hooks, tokens, fwd_hooks=[("blocks.5.attn.hook_z", head_edit)])
         ),
         "hf eager forward+backward": partial(reference_gradients, eager),
         "hf sdpa forward+backward": partial(reference_gradients, sdpa),

@@ -90,9 +90,7 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
             self,
             tensors=moved,
             tokens=None if self.tokens is None else self.tokens.to(device),
-            attention_mask=None
-            if self.attention_mask is None
-            else self.attention_mask.to(device),
+            attention_mask=None if self.attention_mask is None else self.attention_mask.to(device),
         )
 
     def slice(self, *, batch: Index | None = None, pos: Index | None = None) -> "ActivationCache":
@@ -246,8 +244,8 @@ class CacheBuilder:
         self._device = device
         self._tensors: dict[str, Tensor] = {}
         self._axes: dict[str, tuple[str, ...]] = {}
-        # The tensor that passed last, and what was kept of it: it may pass the next point too. Held,
-        # so that its memory cannot be another tensor's when the two are compared.
+        # The tensor that passed last, and what was kept of it: it may pass the next point too.
+        # Held, so that its memory cannot be another tensor's when the two are compared.
         self._last: tuple[Tensor, Tensor] | None = None
 
     def __call__(self, point: HookPoint, value: Tensor, suffix: str = "") -> None:

@@ -73,7 +73,8 @@ def resolve(name: str | tuple, names: Sequence[str]) -> str:
             f"{name!r} is no hook name: expected a full name like 'blocks.0.attn.hook_pattern' "
             f"or a tuple like ('pattern', 0) or ('scale', 0, 'ln1')."
         )
-    short, layer, module = (*name, None, None)[:3]
+    parts: list = [*name, None, None]
+    short, layer, module = parts[:3]
     if layer is None and module is None:
         return resolve(short, names)
     return _resolve_short(short, layer, module, names)

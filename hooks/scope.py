@@ -94,9 +94,7 @@ class _Station:
         for what in ("shape", "dtype", "device"):
             came, wanted = getattr(answer, what), getattr(expected, what)
             if came != wanted:
-                came, wanted = (
-                    (tuple(came), tuple(wanted)) if what == "shape" else (came, wanted)
-                )
+                came, wanted = (tuple(came), tuple(wanted)) if what == "shape" else (came, wanted)
                 raise HookError(
                     f"{where} returned a tensor of {what} {came}: expected {wanted}"
                     + (f" [{' '.join(self.point.axes)}]." if what == "shape" else ".")

@@ -213,12 +213,10 @@ class HookedGPT2(WeightViews):
             ValueError: the prompts differ in length (a plain tensor cannot carry the mask: use
                 `tokenize`), or as `tokenize`.
         """
-        tokens = self._tokenizer().to_tokens(
-            text, prepend_bos=prepend_bos, n_ctx=self.cfg.n_ctx
-        )
+        tokens = self._tokenizer().to_tokens(text, prepend_bos=prepend_bos, n_ctx=self.cfg.n_ctx)
         return tokens.to(self.device)
 
-    def to_string(self, tokens: Int[Tensor, "..."] | Sequence[int] | int) -> str | list[str]:
+    def to_string(self, tokens: Int[Tensor, "..."] | Sequence[int]) -> str | list[str]:
         """Text of a sequence of ids, or the texts of a batch of them."""
         return self._tokenizer().to_string(tokens)
 
@@ -419,13 +417,17 @@ class HookedGPT2(WeightViews):
         if run.stop is not None or run.return_type == "logits":
             return out
         tokens = run.input
-        log_probs = out[:, :-1].log_softmax(-1, dtype=torch.float64 if out.dtype == torch.float64 else torch.float32)
+        exact = torch.float64 if out.dtype == torch.float64 else torch.float32
+        log_probs = out[:, :-1].log_softmax(-1, dtype=exact)
         loss = -log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
         if run.mask is None:
             loss = loss if run.loss_per_token else loss.mean()
         else:
             counted = run.mask[:, 1:] & run.mask[:, :-1]
-            loss = loss.masked_fill(~counted, torch.nan) if run.loss_per_token else loss[counted].mean()
+            if run.loss_per_token:
+                loss = loss.masked_fill(~counted, torch.nan)
+            else:
+                loss = loss[counted].mean()
         return loss if run.return_type == "loss" else LogitsAndLoss(out, loss)
 
     # ---------------------------------------------------------------- hooks that stay
@@ -484,9 +486,15 @@ class HookedGPT2(WeightViews):
             table.add_column(column, no_wrap=True)
         for name, point in points.hook_points(1).items():
             shown = name.replace("blocks.0.", f"blocks.{{0..{self.cfg.n_layers - 1}}}.")
-            shape = " ".join(f"{axis}={sizes[axis]}" if axis in sizes else axis for axis in point.axes)
+            shape = " ".join(
+                "1" if axis == "one" else f"{axis}={sizes[axis]}" if axis in sizes else axis
+                for axis in point.axes
+            )
             table.add_row(shown, shape, "on request" if point.on_request else "always")
-        Console(soft_wrap=True).print(table)
+        console = Console()
+        # A terminal that is too narrow wraps lines; rich would cut names short instead.
+        needed = console.measure(table, options=console.options.update(width=1000)).maximum
+        console.print(table, width=max(needed, console.width), soft_wrap=True)
 
     # ---------------------------------------------------------------- checking arguments
 
@@ -506,11 +514,10 @@ class HookedGPT2(WeightViews):
         here = {n for n, p in self.hook_dict.items() if passes(p)}
         if names_filter is None:
             return [n for n in everything if n in here and not self.hook_dict[n].on_request]
-        entries = names_filter if isinstance(names_filter, list | set) else [names_filter]
-        chosen: set[str] = set(select(names_filter, everything)) & here
-        for entry in entries:
-            found = select(entry, everything)
-            if not here.intersection(found):
+        chosen = here.intersection(select(names_filter, everything))
+        single = isinstance(names_filter, str | tuple) or callable(names_filter)
+        for entry in [names_filter] if single else cast(Sequence, names_filter):
+            if not here.intersection(select(entry, everything)):
                 raise UnknownHookName(
                     f"this run does not pass {entry!r}: it runs layers {run.start} to {stop - 1} "
                     f"(start_at_layer, stop_at_layer)."
@@ -535,9 +542,7 @@ class HookedGPT2(WeightViews):
         if stop is not None and stop < start:
             raise IndexError(f"stop_at_layer={stop_at_layer} is before start_at_layer={start}.")
         if return_type not in ("logits", "loss", "both"):
-            raise ValueError(
-                f"return_type is 'logits', 'loss' or 'both', not {return_type!r}."
-            )
+            raise ValueError(f"return_type is 'logits', 'loss' or 'both', not {return_type!r}.")
         about: dict[str, Any] = {}
         if not isinstance(input, Tensor | TokenBatch):
             input = self.tokenize(input, prepend_bos=prepend_bos, padding_side=padding_side)

@@ -68,7 +68,6 @@ def hook_points(n_layers: int) -> dict[str, HookPoint]:
 def axis_sizes(cfg: HookedGPT2Config) -> dict[str, int]:
     """How long the axes are that a model fixes (a run sets batch, pos, query and key)."""
     return {
-        "one": 1,
         "d_model": cfg.d_model,
         "head": cfg.n_heads,
         "d_head": cfg.d_head,

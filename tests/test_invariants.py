@@ -1,5 +1,7 @@
 """The design's invariants, over every hook point there is."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -65,7 +67,10 @@ def test_in_place_and_returned_edits_agree(model, tokens, name, grad):
         return torch.where(first, act * 0.5, act)
 
     with torch.set_grad_enabled(grad):
-        for edit, other in [(in_place, lambda act, hook: act * 0.5), (in_place_part, returned_part)]:
+        for edit, other in [
+            (in_place, lambda act, hook: act * 0.5),
+            (in_place_part, returned_part),
+        ]:
             outs = [model.run_with_hooks(tokens, fwd_hooks=[(name, fn)]) for fn in (edit, other)]
             torch.testing.assert_close(outs[0], outs[1], rtol=0, atol=0)
             if grad:
@@ -276,9 +281,7 @@ def test_looking_costs_what_you_look_at(model, tokens, monkeypatch):
     assert len(sdpa) == 4  # one of two layers computes its pattern
     einsum = []
     real_einsum = torch.einsum
-    monkeypatch.setattr(
-        torch, "einsum", lambda *args: einsum.append(args[0]) or real_einsum(*args)
-    )
+    monkeypatch.setattr(torch, "einsum", lambda *args: einsum.append(args[0]) or real_einsum(*args))
     model.run_with_cache(tokens)
     assert einsum == []
     model.run_with_cache(tokens, names_filter="blocks.0.hook_q_input")
@@ -371,7 +374,7 @@ def test_key_value_cache(model, tokens, mask, name):
         for cuts in [(0, 3, 7), (0, 1, 2, 6, 7), (0, 7)]:
             past = KeyValueCache.init_cache(CFG, "cpu", 2, dtype=torch.float64)
             parts = []
-            for a, b in zip(cuts, cuts[1:], strict=False):
+            for a, b in pairwise(cuts):
                 part = None if mask is None else mask[:, a:b]
                 if part is not None and not part.any(1).all():
                     break

@@ -49,9 +49,9 @@ def pair(reference_model):
 
     def build(config: dict, dtype=torch.float64, device="cpu", attention="sdpa"):
         full = SMALL | dict(bos_token_id=0, eos_token_id=0) | config
-        reference = reference_model(
-            GPT2Config(**full, attn_implementation=attention), dtype=dtype
-        )
+        hf = GPT2Config(**full)
+        hf._attn_implementation = attention
+        reference = reference_model(hf, dtype=dtype)
         return reference.to(device), HookedGPT2.from_pretrained(
             reference, dtype=dtype, device=device
         )
@@ -147,8 +147,9 @@ def test_key_value_cache(pair, dtype):
 
     reference, model = pair({}, dtype)
     tokens = random_tokens(model, 2, 24)
-    theirs, past = DynamicCache(config=reference.config), KeyValueCache.init_cache(
-        model.cfg, "cpu", 2, dtype=dtype
+    theirs, past = (
+        DynamicCache(config=reference.config),
+        KeyValueCache.init_cache(model.cfg, "cpu", 2, dtype=dtype),
     )
     for a, b in [(0, 5), (5, 6), (6, 7), (7, 24)]:
         want = reference(tokens[:, a:b], past_key_values=theirs).logits
