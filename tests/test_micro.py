@@ -12,8 +12,7 @@ import torch
 from interp import HookedGPT2, HookedGPT2Config
 
 A, B, C = (
-    torch.tensor(v, dtype=torch.float64)
-    for v in ([1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1])
+    torch.tensor(v, dtype=torch.float64) for v in ([1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1])
 )
 ZERO = torch.zeros(4, dtype=torch.float64)
 
@@ -57,9 +56,7 @@ def check(value, expected):
 
 
 def test_every_activation(model):
-    logits, cache = model.run_with_cache(
-        AB, names_filter=lambda name: True, remove_batch_dim=True
-    )
+    logits, cache = model.run_with_cache(AB, names_filter=lambda name: True, remove_batch_dim=True)
     check(cache["resid_pre", 0], torch.stack([A, B]))
     check(cache["scale", 0, "ln1"], [[1], [1]])
     check(cache["normalized", 0, "ln1"], torch.stack([A, B]))
