@@ -126,8 +126,6 @@ class HookedGPT2Config:
         ):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {_show(getattr(self, name))}")
-        if isinstance(self.eos_token_id, list):
-            object.__setattr__(self, "eos_token_id", tuple(self.eos_token_id))
         ends = self.eos_token_id if isinstance(self.eos_token_id, tuple) else (self.eos_token_id,)
         for name, value in (
             ("bos_token_id", self.bos_token_id),
@@ -207,6 +205,8 @@ class HookedGPT2Config:
         values = {field: config.get(key, default) for key, (field, default) in _HF_FIELDS.items()}
         if values["d_mlp"] is None:  # what n_inner says where it says nothing
             del values["d_mlp"]
+        if isinstance(values["eos_token_id"], list):
+            values["eos_token_id"] = tuple(values["eos_token_id"])
         name = model_name or config.get("_name_or_path") or cls.model_name
         try:
             return cls(**values, model_name=name)
