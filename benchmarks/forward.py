@@ -2,7 +2,7 @@
 
 GPT-2 small's shape, random weights, float32. Prints medians and ratios of interleaved runs.
 
-    python -m benchmarks.forward [--rounds 15] [--threads 2] [--device cpu]
+    python -m benchmarks.forward [--rounds 15] [--threads 2] [--device cpu] [--shapes 1x64,8x128]
 """
 
 import argparse
@@ -16,7 +16,7 @@ import torch
 from benchmarks._interleaved import interleaved
 from interp import HookedGPT2
 
-SHAPES = ((1, 64), (8, 128), (1, 1024))
+SHAPES = "1x64,8x128,1x1024"
 
 
 def reference(attention: str, device: str) -> Any:
@@ -46,12 +46,13 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--shapes", default=SHAPES, help="batch x pos, separated by commas")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     sdpa, eager = (reference(kind, options.device) for kind in ("sdpa", "eager"))
     model = HookedGPT2.from_pretrained(sdpa, device=options.device)
     print(f"torch {torch.__version__}, {options.threads} threads, {options.rounds} rounds")
-    for shape in SHAPES:
+    for shape in ([int(n) for n in s.split("x")] for s in options.shapes.split(",")):
         tokens = torch.randint(0, model.cfg.d_vocab, shape, device=options.device)
         measure(model, sdpa, eager, tokens, options.rounds)
 
