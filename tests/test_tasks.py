@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
@@ -161,6 +161,7 @@ def test_capitals_held_out_asks_for_taught_facts_in_other_words():
 
 
 @pytest.mark.parametrize(("name", "split"), SPLITS)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), bos=st.booleans())
 def test_clean_and_corrupted_align(name, split, seed, bos):
     data = make(name, 8, seed, split, prepend_bos=bos)
@@ -189,6 +190,7 @@ def test_clean_and_corrupted_align(name, split, seed, bos):
 
 
 @pytest.mark.parametrize(("name", "split"), SPLITS)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_answers_are_never_wrong(name, split, seed):
     data = make(name, 8, seed, split)
@@ -242,7 +244,7 @@ def test_greater_than_answers_are_exactly_the_later_years(seed):
         start = int(data.str_tokens[i][data.positions["YY"][i]])
         assert [int(half) for half in strings(data.answers[i])] == list(range(start + 1, 100))
         assert [int(half) for half in strings(data.wrong[i])] == list(range(start + 1))
-        assert full().decode([data.corrupted_tokens[i, data.positions["YY"][i]].item()]) == "01"
+        assert strings(data.corrupted_tokens[i, data.positions["YY"][i], None]) == ["01"]
         assert data.str_tokens[i][data.positions["XX1"][i]] == data.str_tokens[i][-1]
 
 
@@ -339,9 +341,10 @@ def test_dropped_words_are_reported_and_not_used():
 
 
 def test_a_year_that_is_one_token_is_dropped():
+    # bpe() then also holds " 173", so that every year 173. is cut in the wrong place.
     data = generate("greater_than", bpe((*words.all_words(), " 1732")), 200, seed=0)
-    assert data.dropped == {"years": ("1732 1701",)}
-    assert not any("1732" in prompt for prompt in data.clean_prompts)
+    assert data.dropped == {"years": tuple(f"173{digit} 1701" for digit in range(10))}
+    assert not any("173" in prompt for prompt in data.clean_prompts)
 
 
 @pytest.mark.parametrize("name", WORDED)
@@ -356,7 +359,7 @@ def test_a_tokenizer_without_any_of_the_words_is_refused(name):
         (("capitls", 5), {}, r"unknown task 'capitls'; did you mean 'capitals'\? \(known: ioi, "),
         (("zzz", 5), {}, r"unknown task 'zzz' \(known"),
         (("ioi", 0), {}, "n must be at least 1, got 0"),
-        (("ioi", 5), {"split": "heldout"}, "unknown split of ioi 'heldout'; did you mean 'held_out'"),
+        (("ioi", 5), {"split": "heldout"}, "split of ioi 'heldout'; did you mean 'held_out'"),
         (("ioi", 5), {"split": "held_out_facts"}, "unknown split of ioi"),
         (("ioi", 5), {"corruption": "flp"}, "unknown corruption of ioi 'flp'; did you mean 'flip'"),
         (("ioi", 5), {"template": "before/ABBA"}, "unknown template of ioi in 'train'"),
@@ -488,10 +491,13 @@ def test_every_way_to_run_a_model_scores_the_same(name, folder):
 def test_frames(folder):
     result = evaluate(HookedGPT2.from_pretrained(folder), make("ioi", 20), progress=False)
     frame, examples = result.to_frame(), result.examples_frame()
+    rows = frame[["low", "value", "high"]].to_numpy()
+    assert (rows[:, :-1] <= rows[:, 1:]).all()
     assert list(frame["metric"]) == ["accuracy", "top1", "logit_diff", "prob_diff"]
-    assert (frame["low"] <= frame["value"]).all() and (frame["value"] <= frame["high"]).all()
     assert list(examples["prompt"]) == list(result.data.clean_prompts)
-    assert examples["logit_diff"].mean() == pytest.approx(result.scores["logit_diff"].value)
+    assert examples["logit_diff"].to_numpy().mean() == pytest.approx(
+        result.scores["logit_diff"].value
+    )
     assert "logit_diff" in repr(result) and "prepend_bos=True" in repr(result)
 
 

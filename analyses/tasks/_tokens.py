@@ -1,67 +1,63 @@
-"""One way to talk to a tokenizer, whether of the `tokenizers` or of the `transformers` library."""
+"""What a task asks of a tokenizer: ids, strings, and whether a word is one token."""
 
-from typing import Any, Protocol, runtime_checkable
+from tokenizers import Tokenizer as Backend
 
 from analyses.tasks._base import Entry, Pools
-
-BOS = "<|endoftext|>"
-
-
-@runtime_checkable
-class TokenizerLike(Protocol):
-    """A tokenizer of the `tokenizers` or the `transformers` library."""
-
-    def encode(self, *args: Any, **kwargs: Any) -> Any:
-        """Text to token ids, or to an object with `.ids`."""
-        ...
-
-    def decode(self, *args: Any, **kwargs: Any) -> Any:
-        """Token ids to text."""
-        ...
-
-    def get_vocab(self, *args: Any, **kwargs: Any) -> dict[str, int]:
-        """Token strings to ids."""
-        ...
+from interp.tokenizer import Tokenizer
 
 
 class Tokens:
-    """Ids and strings of a tokenizer, special tokens never added."""
+    """Ids and strings of a tokenizer, special tokens never added.
 
-    def __init__(self, tokenizer: TokenizerLike) -> None:
+    Args:
+        tokenizer: interp's `Tokenizer` (a model's `.tokenizer`), one of the `tokenizers` library,
+            or a fast one of the `transformers` library.
+
+    Raises:
+        TypeError: another kind of object.
+    """
+
+    def __init__(self, tokenizer: object) -> None:
+        if tokenizer is None:
+            raise TypeError("a tokenizer is needed, got None (a model loaded without one?)")
+        if isinstance(tokenizer, Backend):
+            tokenizer = Tokenizer(tokenizer)
+        elif not isinstance(tokenizer, Tokenizer):
+            tokenizer = Tokenizer.from_hf(tokenizer)
         self._tokenizer = tokenizer
-        self._strings: dict[int, str] = {}
+        # The same words and pieces of templates come again and again.
+        self._ids: dict[str, list[int]] = {}
 
     def ids(self, text: str) -> list[int]:
         """The token ids of a text."""
-        encoded = self._tokenizer.encode(text, add_special_tokens=False)
-        return list(getattr(encoded, "ids", encoded))
+        if text not in self._ids:
+            encoding = self._tokenizer.backend.encode(text, add_special_tokens=False)
+            self._ids[text] = encoding.ids
+        return self._ids[text]
 
-    def string(self, token: int) -> str:
-        """The text of one token."""
-        if token not in self._strings:
-            self._strings[token] = self._tokenizer.decode([token], skip_special_tokens=False)
-        return self._strings[token]
+    def strings(self, ids: list[int]) -> tuple[str, ...]:
+        """The text of each token."""
+        return tuple(self._tokenizer.to_str_tokens(ids))
 
     def bos(self) -> int:
-        """The id of `<|endoftext|>`.
+        """The id of the beginning-of-text token.
 
         Raises:
-            ValueError: the tokenizer has no such token.
+            ValueError: the tokenizer has none.
         """
-        token = self._tokenizer.get_vocab().get(BOS)
-        if token is None:
-            raise ValueError(f"this tokenizer has no {BOS}; pass prepend_bos=False")
-        return token
+        if self._tokenizer.bos_token_id is None:
+            raise ValueError(
+                "this tokenizer has no beginning-of-text token (such as <|endoftext|>) to prepend; "
+                "pass prepend_bos=False"
+            )
+        return self._tokenizer.bos_token_id
 
     def ordinary(self) -> list[int]:
-        """All ids but the special ones, ascending."""
-        tokenizer: Any = self._tokenizer
-        if hasattr(tokenizer, "get_added_tokens_decoder"):
-            special = set(tokenizer.get_added_tokens_decoder())
-        else:
-            special = set(tokenizer.all_special_ids)
-        special.add(tokenizer.get_vocab().get(BOS))
-        return sorted(set(tokenizer.get_vocab().values()) - special)
+        """All ids that the model has, but the special ones; ascending."""
+        backend = self._tokenizer.backend
+        special = {*backend.get_added_tokens_decoder(), self._tokenizer.bos_token_id}
+        ids = set(backend.get_vocab(with_added_tokens=False).values()) - special
+        return sorted(token for token in ids if token < self._tokenizer.d_vocab)
 
     def keeps(self, entry: Entry) -> bool:
         """Whether each string of an entry is one token, also when they stand in a row.
@@ -80,11 +76,12 @@ class Tokens:
         Returns:
             The kept entries by pool, and by pool the dropped entries, written as text.
         """
-        kept = {
-            name: [entry for entry in pool if self.keeps(entry)] for name, pool in pools.items()
-        }
-        dropped = {
-            name: tuple("".join(e).strip() for e in pool if e not in set(kept[name]))
-            for name, pool in pools.items()
-        }
-        return kept, {name: words for name, words in dropped.items() if words}
+        kept: dict[str, list[Entry]] = {}
+        dropped: dict[str, tuple[str, ...]] = {}
+        for name, pool in pools.items():
+            fits = [self.keeps(entry) for entry in pool]
+            kept[name] = [entry for entry, fit in zip(pool, fits, strict=True) if fit]
+            lost = [entry for entry, fit in zip(pool, fits, strict=True) if not fit]
+            if lost:
+                dropped[name] = tuple("".join(entry).strip() for entry in lost)
+        return kept, dropped

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from analyses.tasks import check_request, get_task, unknown
 from analyses.tasks._base import Piece, Prompt, Task, rounds, seeded
-from analyses.tasks._tokens import TokenizerLike, Tokens
+from analyses.tasks._tokens import Tokens
 from analyses.tasks.induction import DEFAULT_LENGTH, Induction
 
 NO_TOKEN = -1
@@ -67,7 +67,7 @@ class TaskData:
     @property
     def per_position(self) -> bool:
         """Whether answers belong to one read position each, rather than all to the last one."""
-        return self.read_positions.shape[1] > 1
+        return self.task == Induction.name
 
     @property
     def attention_mask(self) -> Bool[Tensor, "example pos"]:
@@ -142,7 +142,7 @@ class TaskData:
 
 def generate(
     name: str,
-    tokenizer: TokenizerLike,
+    tokenizer: object,
     n: int,
     *,
     seed: int,
@@ -158,7 +158,7 @@ def generate(
 
     Args:
         name: a task of `TASKS`.
-        tokenizer: a tokenizer of the `tokenizers` or `transformers` library.
+        tokenizer: a model's `.tokenizer`, or one of the `tokenizers` or `transformers` library.
         n: how many examples, at least 1.
         seed: the same seed gives the same examples under the same tokenizer.
         split: "train", "held_out"; for capitals also "held_out_facts".
@@ -170,6 +170,7 @@ def generate(
     Raises:
         ValueError: an unknown name, n < 1, too few words that are single tokens, or an option
             that the task does not have.
+        TypeError: something that is no such tokenizer.
     """
     task = get_task(name)
     check_request(task, n, split)
@@ -334,4 +335,4 @@ def _padded(rows: Sequence[Sequence[int]], fill: int) -> Int[Tensor, "row column
 
 
 def _strings(tokens: Tokens, rows: Sequence[Sequence[int]]) -> tuple[tuple[str, ...], ...]:
-    return tuple(tuple(tokens.string(token) for token in row) for row in rows)
+    return tuple(tokens.strings(list(row)) for row in rows)
