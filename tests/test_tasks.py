@@ -565,6 +565,7 @@ def test_command_writes_table_json_and_csv(folder, tmp_path):
         (["ioi", "--n", "0"], "error: n must be at least 1, got 0"),
         (["ioi", "--split", "tran"], "error: unknown split of ioi 'tran'; did you mean 'train'?"),
         (["ioi", "--model", "/no/such/folder"], "error: "),
+        (["ioi", "--dtype", "float23"], "error: "),
         (["ioi", "--json", "/no/such/folder/out.json"], "error: "),
     ],
 )

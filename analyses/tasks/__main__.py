@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from analyses.tasks import TASKS, generate, get_task
-from analyses.tasks.evaluate import Evaluation, evaluate
+from analyses.tasks.evaluate import Estimate, Evaluation, evaluate
 from interp import HookedGPT2
 
 app = typer.Typer(add_completion=False)
@@ -26,6 +26,7 @@ def main(
         str, typer.Option(help="train, held_out; for capitals also held_out_facts.")
     ] = "held_out",
     device: Annotated[str, typer.Option(help="cpu, cuda, mps.")] = "cpu",
+    dtype: Annotated[str, typer.Option(help="float32, float64, bfloat16.")] = "float32",
     prepend_bos: Annotated[bool, typer.Option(help="Begin with the end-of-text token.")] = True,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Write the results here as JSON.")
@@ -39,7 +40,7 @@ def main(
         names = list(TASKS) if task == "all" else [get_task(task).name]
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")
-        loaded = HookedGPT2.from_pretrained(model, device=device)
+        loaded = HookedGPT2.from_pretrained(model, device=device, dtype=dtype)
         results = []
         for name in names:
             data = generate(
@@ -84,13 +85,18 @@ def show(model: str, results: list[Evaluation]) -> None:
     for metric in metrics:
         table.add_column(metric, justify="right")
     for result in results:
-        scores = [str(result.scores.get(metric, "")) for metric in metrics]
+        scores = [cell(result.scores.get(metric)) for metric in metrics]
         table.add_row(result.data.task, str(len(result.data)), *scores)
     console = Console()
     console.print(table)
     for result in results:
         if line := result.data.dropped_line():
             console.print(f"{result.data.task}: {line}", markup=False)
+
+
+def cell(score: Estimate | None) -> str:
+    """A score over its interval, narrow enough for a terminal of 80 columns."""
+    return "" if score is None else f"{score.value:.3f}\n{score.low:.3f}..{score.high:.3f}"
 
 
 if __name__ == "__main__":
