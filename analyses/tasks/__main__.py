@@ -78,15 +78,15 @@ def as_json(model: str, results: list[Evaluation]) -> str:
 def show(model: str, results: list[Evaluation]) -> None:
     """Print the results as a table, and below it what was dropped."""
     data = results[0].data
-    table = Table(title=f"{model}, {data.split}, seed {data.seed}, prepend_bos={data.prepend_bos}")
+    title = f"{model}, {len(data)} {data.split} examples, seed {data.seed}"
+    table = Table(title=f"{title}, prepend_bos={data.prepend_bos}")
     table.add_column("task")
-    table.add_column("n", justify="right")
     metrics = ("accuracy", "top1", "logit_diff", "prob_diff")
     for metric in metrics:
         table.add_column(metric, justify="right")
     for result in results:
         scores = [cell(result.scores.get(metric)) for metric in metrics]
-        table.add_row(result.data.task, str(len(result.data)), *scores)
+        table.add_row(result.data.task, *scores)
     console = Console()
     console.print(table)
     for result in results:
@@ -96,7 +96,7 @@ def show(model: str, results: list[Evaluation]) -> None:
 
 def cell(score: Estimate | None) -> str:
     """A score over its interval, narrow enough for a terminal of 80 columns."""
-    return "" if score is None else f"{score.value:.3f}\n{score.low:.3f}..{score.high:.3f}"
+    return "" if score is None else f"{score.value:.3f}\n{score.low:.2f}..{score.high:.2f}"
 
 
 if __name__ == "__main__":
