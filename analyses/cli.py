@@ -35,7 +35,7 @@ PIPE_WIDTH = 120
 Files = Annotated[
     list[str],
     typer.Argument(
-        metavar="FILE...",
+        metavar="FILE",
         help="Prompt files in UTF-8, one prompt each; - is standard input. One newline at the very "
         "end of a file is left out (editors put it there), everything else is the prompt.",
         show_default=False,
@@ -45,25 +45,28 @@ Model = Annotated[
     str | None,
     typer.Option(
         help="Hub id, local folder, or mini (comes with this package). Left out: gpt2 if it is in "
-        "the local Hub cache or the Hub answers at once, otherwise mini; the first line says which.",
+        "the local Hub cache or the Hub answers at once, else mini; the first line says which.",
+        metavar="NAME",
         show_default=False,
     ),
 ]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.")]
-Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.")]
-TopK = Annotated[int, typer.Option("--top-k", help="How many predictions to show.")]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps.", metavar="NAME")]
+Dtype = Annotated[str, typer.Option(help=f"{', '.join(DTYPES)}.", metavar="NAME")]
+TopK = Annotated[int, typer.Option(help="How many predictions to show.", metavar="N")]
 PrependBos = Annotated[
     bool, typer.Option(help="Put <|endoftext|> before the prompt, as TransformerLens does.")
 ]
 Html = Annotated[
     str | None,
-    typer.Option(help="Write a page to look at and hover over.", metavar="PATH"),
+    typer.Option("--html", help="Write a page to look at and hover over.", metavar="PATH"),
 ]
 Csv = Annotated[
-    str | None, typer.Option(help="Write a tidy table; - is standard output.", metavar="PATH")
+    str | None,
+    typer.Option("--csv", help="Write a tidy table; - is standard output.", metavar="PATH"),
 ]
 Json = Annotated[
-    str | None, typer.Option(help="Write everything as JSON; - is standard output.", metavar="PATH")
+    str | None,
+    typer.Option("--json", help="Write everything as JSON; - is standard output.", metavar="PATH"),
 ]
 
 
@@ -414,11 +417,12 @@ def print_table(
         left -= width(column)
     if len(blocks) > 1:
         console.print(
-            f"{len(columns)} {fold} folded into {len(blocks)} blocks to fit {console.width} columns",
+            f"{len(columns)} {fold}, folded into {len(blocks)} blocks to fit a width of "
+            f"{console.width}",
             style="dim",
         )
     for block in blocks:
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False, show_edge=False)
+        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for column in (*labels, *block):
             table.add_column(_text(column.header), no_wrap=True)
         for cells in zip(*(column.cells for column in (*labels, *block)), strict=True):

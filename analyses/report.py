@@ -133,6 +133,7 @@ def template(theme: str = "light") -> dict[str, Any]:
 
     axis = {"gridcolor": c["grid"], "linecolor": c["grid"], "zeroline": False, "automargin": True}
     return {
+        "data": {"heatmap": [{"autocolorscale": True}]},  # colours from `colorscale` below
         "layout": {
             "font": {"family": _FONT, "size": 13, "color": c["ink"]},
             "paper_bgcolor": c["paper"],
@@ -156,7 +157,7 @@ def template(theme: str = "light") -> dict[str, Any]:
                 "bordercolor": c["grid"],
                 "font": {"color": c["ink"]},
             },
-        }
+        },
     }
 
 
@@ -395,7 +396,9 @@ td.strong{color:var(--strong)}
 """
 
 _DRAW = """
-const CONFIG = {displaylogo: false, responsive: true, modeBarButtonsToRemove: ["select2d", "lasso2d"]};
+// plotly's default tool bar has a button that uploads the figure.
+const CONFIG = {displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "",
+  modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]};
 const plots = [...document.querySelectorAll(".plot")];
 addEventListener("theme", ({detail}) => {
   for (const plot of plots) {
