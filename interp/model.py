@@ -232,28 +232,33 @@ class GPT2(nn.Module):
         post = at("mlp.hook_post", self._act_fn(pre))
         return _linear(post, w.W_out, w.b_out)
 
-    def layer_norm(
-        self, name: str, x: Residual, weight: Tensor, bias: Tensor, at: Tap
-    ) -> Residual:
-        """(x - mean) / scale * weight + bias, where scale = sqrt(variance + eps)."""
-        scale_point, eps = f"{name}.hook_scale", self.cfg.eps
+    def layer_norm(self, name: str, x: Residual, weight: Tensor, bias: Tensor, at: Tap) -> Residual:
+        """normalized * weight + bias, where normalized = (x - mean) / scale and
+        scale = sqrt(variance + eps)."""
+        scale_point, normalized_point = f"{name}.hook_scale", f"{name}.hook_normalized"
+        width, eps = x.shape[-1:], self.cfg.eps
         if at.alters(scale_point):
             centred = x - x.mean(-1, keepdim=True)
             scale = at(scale_point, (centred.pow(2).mean(-1, keepdim=True) + eps).sqrt())
-            out = centred / scale * weight + bias
-        elif at.listens(scale_point):
-            out, _, inverse_scale = torch.native_layer_norm(x, x.shape[-1:], weight, bias, eps)
-            at(scale_point, inverse_scale.reciprocal().to(x.dtype))
+            normalized = centred / scale
+        elif at.listens(scale_point, normalized_point):
+            normalized, _, inverse_scale = torch.native_layer_norm(x, width, None, None, eps)
+            if at.listens(scale_point):
+                at(scale_point, inverse_scale.reciprocal().to(x.dtype))
         else:
-            out = F.layer_norm(x, x.shape[-1:], weight, bias, eps)
-        return at(f"{name}.hook_normalized", out)
+            return F.layer_norm(x, width, weight, bias, eps)
+        return torch.addcmul(bias, at(normalized_point, normalized), weight)
 
-    def ln_final(self, residual: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_model"]:
+    def ln_final(
+        self, residual: Float[Tensor, "*batch d_model"]
+    ) -> Float[Tensor, "*batch d_model"]:
         """The final layer norm, on residuals of any leading shape."""
         weight, bias = self.get_parameter("ln_f.weight"), self.get_parameter("ln_f.bias")
         return F.layer_norm(residual, residual.shape[-1:], weight, bias, self.cfg.eps)
 
-    def unembed(self, normalized: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch d_vocab"]:
+    def unembed(
+        self, normalized: Float[Tensor, "*batch d_model"]
+    ) -> Float[Tensor, "*batch d_vocab"]:
         """Logits from what the final layer norm gives, of any leading shape."""
         head = getattr(self, "lm_head", None)
         weight = getattr(head, "weight", None)

@@ -134,9 +134,10 @@ def test_points_mean_what_they_say(model, tokens):
             x = cache[resid, layer]
             scale = (x.var(-1, correction=0, keepdim=True) + CFG.eps).sqrt()
             torch.testing.assert_close(cache["scale", layer, norm], scale, rtol=0, atol=1e-12)
-            out = (x - x.mean(-1, keepdim=True)) / scale * w.w + w.b
+            out = (x - x.mean(-1, keepdim=True)) / scale
             torch.testing.assert_close(cache["normalized", layer, norm], out, rtol=0, atol=1e-12)
-        normalized, attn = cache["normalized", layer, "ln1"], block.attn
+        normalized = cache["normalized", layer, "ln1"] * block.ln1.w + block.ln1.b
+        attn = block.attn
         for name, w, b in (
             ("q", attn.W_Q, attn.b_Q),
             ("k", attn.W_K, attn.b_K),
@@ -157,7 +158,8 @@ def test_points_mean_what_they_say(model, tokens):
         torch.testing.assert_close(cache["z", layer], z, rtol=0, atol=1e-12)
         result = torch.einsum("bphe,hed->bphd", z, attn.W_O)
         torch.testing.assert_close(cache["result", layer], result, rtol=0, atol=1e-12)
-        pre = cache["normalized", layer, "ln2"] @ block.mlp.W_in + block.mlp.b_in
+        normalized = cache["normalized", layer, "ln2"] * block.ln2.w + block.ln2.b
+        pre = normalized @ block.mlp.W_in + block.mlp.b_in
         torch.testing.assert_close(cache["pre", layer], pre, rtol=0, atol=1e-12)
         post = torch.nn.functional.gelu(pre, approximate="tanh")
         torch.testing.assert_close(cache["post", layer], post, rtol=0, atol=1e-12)
@@ -204,7 +206,7 @@ def test_gradients_do_not_need_trainable_weights(model, tokens, frozen):
             )
     finally:
         model.requires_grad_(True)
-    direct = model.W_U[:, 3] - model.W_U[:, 5]
+    direct = (model.W_U[:, 3] - model.W_U[:, 5]) * model.get_parameter("ln_f.weight")
     got = cache["ln_final.hook_normalized_grad"]
     torch.testing.assert_close(got[0, -1], direct.detach())
     assert got[0, :-1].abs().max() == 0 and got[1].abs().max() == 0
