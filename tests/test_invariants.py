@@ -130,7 +130,7 @@ def test_points_mean_what_they_say(model, tokens):
         block = model.blocks[layer]
         assert cache["attn_in", layer].equal(cache["resid_pre", layer])
         assert cache["mlp_in", layer].equal(cache["resid_mid", layer])
-        for norm, resid, w in (("ln1", "resid_pre", block.ln1), ("ln2", "resid_mid", block.ln2)):
+        for norm, resid in (("ln1", "resid_pre"), ("ln2", "resid_mid")):
             x = cache[resid, layer]
             scale = (x.var(-1, correction=0, keepdim=True) + CFG.eps).sqrt()
             torch.testing.assert_close(cache["scale", layer, norm], scale, rtol=0, atol=1e-12)
