@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 KL = "KL(final || lens)"
 # A heat map of more cells than this has no words in them: thousands are slow to draw and unread.
 _MOST_LABELS = 6000
-_PAGE_WIDTH = 1300
+_PAGE_WIDTH = 1340
+_MARGIN = {"l": 10, "r": 10, "t": 40, "b": 10}  # above, plotly's tool bar (and buttons)
 _WIDEST = 16000  # browsers draw no wider picture
 
 
@@ -90,8 +91,8 @@ def heat_map(lens: "LogitLens", batch: int) -> "go.Figure":
     figure = go.Figure(heat)
     figure.update_layout(
         template=report.template(),
-        height=(150 if several else 90) + 24 * len(lens.points),
-        margin={"l": 10, "r": 10, "t": 50 if several else 10, "b": 10},
+        height=(150 if several else 80) + 24 * len(lens.points),
+        margin=_MARGIN,
         xaxis={
             "tickvals": list(range(len(across))),
             "ticktext": [report.plotly_text(text) for text in across],
@@ -104,7 +105,7 @@ def heat_map(lens: "LogitLens", batch: int) -> "go.Figure":
             "showgrid": False,
         },
     )
-    width = 200 + len(across) * (84 if words else 20)
+    width = 200 + len(across) * (74 if words else 20)
     if width > _PAGE_WIDTH:
         figure.update_layout(width=min(width, _WIDEST))
     if several:
@@ -141,7 +142,7 @@ def _buttons(colours: Mapping[str, list[list[float]]]) -> dict[str, Any]:
         most = 1.0 if name == "probability" else max(finite, default=1.0)
         change = {"z": [z], "zmax": [most], "colorbar.title.text": [name]}
         buttons.append({"label": name, "method": "restyle", "args": [change]})
-    place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 8}}
+    place = {"x": 0, "xanchor": "left", "y": 1, "yanchor": "bottom", "pad": {"b": 4}}
     return {"type": "buttons", "direction": "right", "buttons": buttons, **place}
 
 
@@ -167,7 +168,7 @@ def target_curves(lens: "LogitLens", batch: int, slot: int) -> "go.Figure":
         template=report.template(),
         height=340,
         showlegend=True,
-        margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        margin=_MARGIN,
         xaxis={"tickangle": -50},
         yaxis={"title": "log-probability, nats"},
     )
@@ -206,7 +207,7 @@ def _show_on(page: report.Page, lens: "LogitLens", batch: int) -> None:
             "The likeliest next token at every point (bottom: first, top: last) after every "
             "position. Hover for more."
         )
-        if not figure.data[0].texttemplate:
+        if len(lens.points) * len(positions) > _MOST_LABELS:
             caption += " Too many cells for words in them."
     else:
         caption = f"Predictions {at} at every point (bottom: first, top: last). Hover for more."
@@ -282,7 +283,9 @@ def _table(lens: "LogitLens", batch: int, slot: int) -> tuple[list[cli.Column], 
 
 def _right(header: str, cells: Sequence[cli.Cell]) -> cli.Column:
     wide = max(len(cell.text) for cell in cells)
-    return cli.Column(header, [cell._replace(text=cell.text.rjust(wide)) for cell in cells])
+    return cli.Column(
+        header.rjust(wide), [cell._replace(text=cell.text.rjust(wide)) for cell in cells]
+    )
 
 
 def _grid(

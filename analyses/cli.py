@@ -406,7 +406,7 @@ def print_table(
     def width(column: Column) -> int:
         return 2 + max(cell_len(text) for text in (column.header, *(c.text for c in column.cells)))
 
-    room = console.width - sum(map(width, labels))
+    room = console.width + 1 - sum(map(width, labels))  # nothing stands after the last column
     blocks: list[list[Column]] = []
     left = 0
     for column in columns:

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
@@ -90,7 +90,7 @@ def logit_lens(
     tokens: str | Sequence[str] | TokenBatch | Int[Tensor, "batch pos"] | Int[Tensor, " pos"],
     *,
     points: str | Sequence[str] = RESIDUAL,
-    positions: int | Sequence[int] | Literal["all"] = -1,
+    positions: int | Sequence[int] | str = -1,
     top_k: int = 5,
     targets: str | int | Sequence[str | int] = (),
     prepend_bos: bool = True,
@@ -161,7 +161,9 @@ def logit_lens(
     ]
     final = LensPoint(n_layers - 1, "resid_post")
     # With the residual as output (`stop_at_layer`) the model unembeds nothing itself.
-    forward = {"attention_mask": attention_mask} if isinstance(run_input, torch.Tensor) else {}
+    forward: dict[str, Any] = (
+        {"attention_mask": attention_mask} if isinstance(run_input, torch.Tensor) else {}
+    )
     with torch.no_grad():
         _, cache = model.run_with_cache(
             run_input,
@@ -262,7 +264,7 @@ def _read(
                 top_tokens,
                 top_log_probs,
                 # -0.0 for a distribution that is certain would print as such.
-                -torch.where(probs > 0, probs * log_probs, 0.0).sum(-1) + 0.0,
+                -torch.where(probs == 0, 0.0, probs * log_probs).sum(-1) + 0.0,
                 _kl(last, log_probs),
                 of_targets,
                 torch.stack(ranks, -1) if ranks else top_tokens[..., :0],
@@ -277,7 +279,7 @@ def _kl(p: Tensor, q: Tensor) -> Tensor:
     """KL(p || q) in nats, from log-probabilities; what p holds impossible counts nothing."""
     probs = p.exp()
     # Rounding can leave a sum that is 0 a hair below it.
-    return torch.where(probs > 0, probs * (p - q), 0.0).sum(-1).clamp_min(0.0)
+    return torch.where(probs == 0, 0.0, probs * (p - q)).sum(-1).clamp_min(0.0)
 
 
 # ------------------------------------------------------------------ checking arguments
@@ -315,7 +317,7 @@ def _checked_ids(tokens: Tensor, attention_mask: Tensor | None) -> tuple[Tensor,
 
 
 def _positions(
-    positions: int | Sequence[int] | Literal["all"], lengths: Sequence[int]
+    positions: int | Sequence[int] | str, lengths: Sequence[int]
 ) -> Int64[Tensor, "batch pos"]:
     """The positions asked for in each prompt, from 0; -1 fills rows of shorter prompts."""
     if isinstance(positions, str):
@@ -671,7 +673,7 @@ def main(
             console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
 
 
-def parse_positions(text: str) -> int | list[int] | Literal["all"]:
+def parse_positions(text: str) -> int | list[int] | str:
     """`last`, `all`, or comma-separated numbers.
 
     Raises:

@@ -86,7 +86,7 @@ def weights_sha256(model: "HookedGPT2") -> str:
     for name, parameter in sorted(model.named_parameters()):
         values = parameter.detach().cpu().contiguous()
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.reshape(-1).view(torch.uint8).numpy())
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 
@@ -113,7 +113,7 @@ _DARK = {
     "ink": "#dde2ea",
     "paper": "#14171d",
     "grid": "#2b313c",
-    "sequential": ["#191e27", "#1c3a5c", "#23639a", "#3f93cf", "#8cc6ec", "#e6f4fd"],
+    "sequential": ["#191e27", "#17304d", "#1d4f80", "#2a74b5", "#7fbdea", "#e6f4fd"],
     "diverging": ["#8fc3f0", "#2f6ba8", "#1d2129", "#b0543a", "#f5ab90"],
     "series": ["#6fb3e8", "#f0945c", "#63c795", "#c294e3", "#d9bd3d", "#f07ba8"],
 }
@@ -151,11 +151,6 @@ def template(theme: str = "light") -> dict[str, Any]:
                 "bgcolor": c["paper"],
                 "bordercolor": c["ink"],
                 "font": {"color": c["ink"], "family": _FONT, "size": 13},
-            },
-            "updatemenudefaults": {
-                "bgcolor": c["paper"],
-                "bordercolor": c["grid"],
-                "font": {"color": c["ink"]},
             },
         },
     }
@@ -225,17 +220,25 @@ class Page:
     def figure(self, figure: "go.Figure", caption: str = "") -> None:
         """Add a plotly figure. It takes the page's colours except where it sets its own.
 
+        Buttons in it (`updatemenus`) become buttons of the page: plotly's cannot be read in dark.
         Strings in it that come from outside must have gone through `plotly_text`.
         """
-        spec = json.loads(figure.to_json())
+        spec = json.loads(str(figure.to_json()))
         spec["layout"].pop("template", None)
         layout = spec["layout"]
+        buttons = [b for menu in layout.pop("updatemenus", ()) for b in menu["buttons"]]
+        spec["buttons"] = [[button["method"], *button["args"]] for button in buttons]
+        shown = "".join(
+            f'<button type="button" aria-pressed="{"false" if index else "true"}">'
+            f"{html.escape(button['label'])}</button>"
+            for index, button in enumerate(buttons)
+        )
         width = f"width:{float(layout['width']):g}px;" if "width" in layout else ""
         height = f"height:{float(layout.get('height', 450)):g}px"
         self._parts.append(
-            f'<figure><div class="scroll"><div class="plot" style="{width}{height}" '
-            f'data-spec="figure-{self._figures}" role="img" '
-            f'aria-label="{html.escape(caption)}"></div></div>'
+            f'<figure><div class="buttons">{shown}</div><div class="scroll">'
+            f'<div class="plot" style="{width}{height}" data-spec="figure-{self._figures}" '
+            f'role="img" aria-label="{html.escape(caption)}"></div></div>'
             f"<figcaption>{html.escape(caption)}</figcaption></figure>"
             f'<script type="application/json" id="figure-{self._figures}">'
             f"{script_json(_rounded(spec))}</script>"
@@ -369,8 +372,7 @@ h1{font-size:1.5rem;margin:0 3rem .25rem 0;overflow-wrap:anywhere}
 h2{font-size:1.1rem;margin:2.25rem 0 .5rem;overflow-wrap:anywhere}
 p{max-width:60rem;margin:.5rem 0}
 .lead{opacity:.8}
-#theme{float:right;font-size:1.1rem;line-height:1;padding:.35rem .5rem;border-radius:.4rem;
- border:1px solid var(--line);background:none;color:inherit;cursor:pointer}
+#theme{float:right;font-size:1.1rem;line-height:1;padding:.35rem .5rem}
 .tokens{font-family:ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace;font-size:13px;
  line-height:2;max-width:none}
 .token{border:1px solid var(--line);border-radius:.25rem;padding:.1rem .3rem;margin-right:.2rem;
@@ -378,6 +380,10 @@ p{max-width:60rem;margin:.5rem 0}
 .added{border-style:dashed;opacity:.65}
 figure{margin:.75rem 0}
 figcaption{font-size:13px;opacity:.8;max-width:60rem}
+.buttons{display:flex;gap:.35rem;flex-wrap:wrap}
+button{font:inherit;font-size:13px;padding:.2rem .65rem;border-radius:.4rem;cursor:pointer;
+ border:1px solid var(--line);background:none;color:inherit}
+button[aria-pressed=true]{background:var(--accent);border-color:var(--accent);color:var(--strong)}
 .scroll{overflow-x:auto}
 table{border-collapse:separate;border-spacing:2px;font-size:13px;
  font-variant-numeric:tabular-nums}
@@ -399,12 +405,20 @@ _DRAW = """
 // plotly's default tool bar has a button that uploads the figure.
 const CONFIG = {displaylogo: false, responsive: true, showSendToCloud: false, plotlyServerURL: "",
   modeBarButtonsToRemove: ["select2d", "lasso2d", "autoScale2d"]};
-const plots = [...document.querySelectorAll(".plot")];
+const draw = (plot, template) => {
+  const spec = JSON.parse(document.getElementById(plot.dataset.spec).textContent);
+  Plotly.newPlot(plot, spec.data, {...spec.layout, template}, CONFIG);
+  const buttons = [...plot.closest("figure").querySelectorAll(".buttons button")];
+  buttons.forEach((button, index) => button.addEventListener("click", () => {
+    const [method, ...values] = spec.buttons[index];
+    Plotly[method](plot, ...values);
+    for (const other of buttons) other.setAttribute("aria-pressed", other === button);
+  }));
+};
 addEventListener("theme", ({detail}) => {
-  for (const plot of plots) {
-    const spec = JSON.parse(document.getElementById(plot.dataset.spec).textContent);
+  for (const plot of document.querySelectorAll(".plot")) {
     if (plot.data) Plotly.relayout(plot, {template: THEMES[detail]});
-    else Plotly.newPlot(plot, spec.data, {...spec.layout, template: THEMES[detail]}, CONFIG);
+    else draw(plot, THEMES[detail]);
   }
 });
 """
