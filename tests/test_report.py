@@ -1,0 +1,284 @@
+"""Pages: nothing from outside breaks out, nothing is loaded into them, and browsers draw them."""
+
+import base64
+import hashlib
+import html
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import plotly.graph_objects as go
+import pytest
+import torch
+
+from analyses.report import (
+    Page,
+    Provenance,
+    Shaded,
+    plotly_text,
+    script_json,
+    template,
+    weights_sha256,
+)
+from interp import HookedGPT2, HookedGPT2Config
+
+HOSTILE = [
+    "</script><script>document.title='stolen'</script>",
+    "<!--<script>",
+    "]]>",
+    "<img src=x onerror=\"document.title='stolen'\">",
+    "\"'>&lt;b&gt;",
+    "</title></style></textarea>",
+    "<a href='https://example.com/x'>link</a>",
+    "%{customdata}",
+    "\u2028\u2029\x00",
+]
+SOURCE = Provenance("model <b>", "float32", "cpu", "call </dd> `x`", {"python": "3"})
+
+
+def page_of(texts: list[str]) -> Page:
+    page = Page("Title " + texts[0], "Lead " + texts[0])
+    page.heading(texts[0])
+    page.text(texts[0])
+    page.tokens(texts, prepended=True)
+    shown = [plotly_text(text) for text in texts]
+    figure = go.Figure(
+        go.Heatmap(
+            z=[[float(i) for i in range(len(texts))]],
+            text=[shown],
+            texttemplate="%{text}",
+            customdata=[shown],
+            hovertemplate="%{customdata}<extra></extra>",
+        )
+    )
+    figure.update_layout(
+        xaxis={"tickvals": list(range(len(texts))), "ticktext": shown},
+        updatemenus=[
+            {
+                "type": "buttons",
+                "buttons": [
+                    {"label": "one", "method": "restyle", "args": [{"zmax": [1]}]},
+                    {"label": texts[0], "method": "restyle", "args": [{"zmax": [2]}]},
+                ],
+            }
+        ],
+    )
+    page.figure(figure, "Caption " + texts[0])
+    page.table([texts[0], "b"], [[text, Shaded(text, 0.7, text)] for text in texts])
+    page.provenance(SOURCE, more=texts[0])
+    return page
+
+
+class Elements(HTMLParser):
+    """What a browser would find in a page: elements with their attributes, and their text."""
+
+    def __init__(self, source: str, *, strict: bool = True) -> None:
+        super().__init__(convert_charrefs=True)
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.texts: list[tuple[str, str]] = []
+        self.strict = strict
+        self.feed(source)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert not self.strict or self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append((self.open[-1] if self.open else "", data))
+
+
+def test_hostile_text_stays_text() -> None:
+    source = page_of(HOSTILE).html()
+    found = Elements(source)
+    harmless = Elements(page_of(["plain"] * len(HOSTILE)).html())
+    names = [tag for tag, _ in found.elements]
+    assert names == [tag for tag, _ in harmless.elements]  # no text became an element
+    assert not found.open  # and none closed one
+    for tag, attributes in found.elements:
+        assert not {"src", "href", "srcset", "action", "data"} & set(attributes), tag
+        assert not any(name.startswith("on") for name in attributes), attributes
+    body = "".join(text for tag, text in found.texts if tag not in ("script", "style"))
+    for text in HOSTILE:
+        assert text.replace("\x00", "") in body.replace("\ufffd", "").replace("\x00", "")
+
+
+def test_only_the_pages_own_scripts_may_run() -> None:
+    source = page_of(HOSTILE).html()
+    policy = re.search(r'Content-Security-Policy" content="([^"]+)"', source)
+    assert policy is not None
+    assert policy[1].startswith("default-src 'none';")
+    allowed = re.findall(r"'sha256-([^']+)'", policy[1])
+    scripts = re.findall(r"<script>(.*?)</script>", source, re.DOTALL)
+    digests = [base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in scripts]
+    assert digests == allowed
+    assert "unsafe-eval" not in policy[1]
+    assert "script-src 'unsafe-inline'" not in policy[1]
+
+
+def test_plotlys_script_is_there_once_and_only_with_figures() -> None:
+    page = page_of(["x"])
+    page.figure(go.Figure(go.Scatter(y=[1, 2])))
+    assert page.html().count("Plotly.newPlot(plot") == 1
+    assert 4e6 < len(page.html()) < 6e6
+    plain = Page("no figures")
+    plain.text("text")
+    assert len(plain.html()) < 10_000
+
+
+def figure_specs(page: Page) -> list[dict[str, Any]]:
+    blocks = re.findall(r'<script type="application/json"[^>]*>(.*?)</script>', page.html())
+    return [json.loads(block) for block in blocks]
+
+
+def test_figures_are_whole_rounded_and_without_template() -> None:
+    page = Page("x")
+    values = [1 / 3, float("nan"), 1234567.891]
+    page.figure(go.Figure(go.Scatter(y=values)).update_layout(template=template("dark")))
+    (spec,) = figure_specs(page)
+    assert spec["data"][0]["y"] == [0.333333, None, 1234570.0]
+    assert "template" not in spec["layout"]
+
+
+def test_buttons_of_a_figure_become_buttons_of_the_page() -> None:
+    page = page_of(HOSTILE)
+    (spec,) = figure_specs(page)
+    assert spec["buttons"] == [["restyle", {"zmax": [1]}], ["restyle", {"zmax": [2]}]]
+    assert "updatemenus" not in spec["layout"]
+    pressed = [a.get("aria-pressed") for t, a in Elements(page.html()).elements if t == "button"]
+    assert pressed == [None, "true", "false"]  # the first one changes the theme
+
+
+def test_script_json() -> None:
+    value = {"a": HOSTILE, "b": [1.5, None, True]}
+    assert not set("<>&") & set(script_json(value))
+    assert json.loads(script_json(value)) == value
+    with pytest.raises(ValueError, match="JSON compliant"):
+        script_json(float("nan"))
+
+
+def test_plotly_text() -> None:
+    assert plotly_text("<b>&lt;</b>") == "&lt;b&gt;&amp;lt;&lt;/b&gt;"
+    assert html.unescape(plotly_text(HOSTILE[0])) == HOSTILE[0]
+
+
+def test_templates_differ_in_colours_only() -> None:
+    def shape(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shape(item) for key, item in value.items()}
+        return [shape(item) for item in value] if isinstance(value, list) else type(value)
+
+    light, dark = template("light"), template("dark")
+    go.layout.Template(light)  # plotly knows every name in it
+    assert light != dark
+    assert shape(light["layout"]["xaxis"]) == shape(dark["layout"]["xaxis"])
+    with pytest.raises(KeyError):
+        template("sepia")
+
+
+# ------------------------------------------------------------------ provenance
+
+CFG = HookedGPT2Config(n_layers=1, d_model=8, n_heads=2, d_head=4, d_mlp=16, n_ctx=8, d_vocab=11,
+                       act_fn="gelu_new")  # fmt: skip
+
+
+def test_weights_hash_is_of_the_weights() -> None:
+    model, same = HookedGPT2.from_config(CFG, seed=0), HookedGPT2.from_config(CFG, seed=0)
+    digest = weights_sha256(model)
+    assert re.fullmatch("[0-9a-f]{64}", digest)
+    assert weights_sha256(same) == digest
+    assert weights_sha256(HookedGPT2.from_config(CFG, seed=1)) != digest
+    assert weights_sha256(HookedGPT2.from_config(CFG, seed=0, dtype="bfloat16")) != digest
+    with torch.no_grad():
+        same.get_parameter("ln_f.bias")[3] += 1
+    assert weights_sha256(same) != digest
+
+
+def test_provenance_of_a_model() -> None:
+    model = HookedGPT2.from_config(CFG, dtype="bfloat16")
+    provenance = Provenance.of(model, "f(x)")
+    assert (provenance.dtype, provenance.device, provenance.call) == ("bfloat16", "cpu", "f(x)")
+    assert provenance.versions["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert provenance.weights_sha256 is None
+    assert provenance.with_weights(model).weights_sha256 == weights_sha256(model)
+    assert json.loads(json.dumps(provenance.to_dict()))["versions"]["python"]
+
+
+def test_page_shows_provenance() -> None:
+    page = Page("x")
+    page.provenance(SOURCE, extra_line="here")
+    text = "".join(text for tag, text in Elements(page.html()).texts if tag in ("dt", "dd"))
+    for part in ("model <b>", "float32 on cpu", "call </dd> `x`", "extra line", "here"):
+        assert part in text
+    assert "not hashed" in text
+
+
+# ------------------------------------------------------------------ in a browser
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
+
+
+def browse(path: Path, tmp_path: Path, *flags: str) -> str:
+    """The page as headless Chromium has it after its scripts ran."""
+    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if browser is None:
+        pytest.skip(f"no headless browser: none of {', '.join(BROWSERS)} is on the PATH")
+    command = [
+        browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
+        "--disable-background-networking", "--disable-component-update", "--disable-sync",
+        "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}",
+        f"--log-net-log={tmp_path / 'net.json'}", *flags, "--dump-dom", path.as_uri(),
+    ]  # fmt: skip
+    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    if run.returncode or "<body" not in run.stdout:
+        pytest.skip(f"{browser} does not run here (status {run.returncode}): {run.stderr[-300:]}")
+    return run.stdout
+
+
+def page_requests(tmp_path: Path) -> list[str]:
+    """Addresses that a page asked for; what the browser itself asks for has no initiator."""
+    found = []
+    for line in (tmp_path / "net.json").read_text("utf-8", "replace").splitlines():
+        if not line.startswith('{"params"'):
+            continue
+        params = json.JSONDecoder().raw_decode(line)[0]["params"]
+        if params.get("initiator", "not an origin") != "not an origin":
+            found.append(params["url"])
+    return [url for url in found if url.startswith("http")]
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_browser_draws_hostile_page_offline(tmp_path: Path, theme: str) -> None:
+    page = page_of(HOSTILE)
+    page.write(tmp_path / "page.html")
+    flags = ["--blink-settings=preferredColorScheme=0"] if theme == "dark" else []
+    dom = browse(tmp_path / "page.html", tmp_path, *flags)
+    title = re.search("<title>(.*?)</title>", dom, re.DOTALL)
+    assert title is not None
+    assert html.unescape(title[1]).startswith("Title </script>")
+    assert f'data-theme="{theme}"' in dom
+    assert 'class="heatmaplayer' in dom  # the policy let plotly run, and it drew
+    for tag, attributes in Elements(dom, strict=False).elements:
+        assert "onerror" not in attributes
+        assert tag not in ("img", "textarea", "b", "a") or attributes.get("rel") == "tooltip"
+    ticks = re.findall(r'class="xtick".*?</text>', dom, re.DOTALL)
+    assert len(ticks) == len(HOSTILE)
+    assert "&lt;img src=x onerror=" in ticks[3]
+    assert "<a" not in ticks[6]
+    assert page_requests(tmp_path) == []
+    assert "example.com" not in (tmp_path / "net.json").read_text(errors="replace")
+
+
+def test_requests_of_a_page_are_seen(tmp_path: Path) -> None:
+    # Else the test above could not fail.
+    (tmp_path / "page.html").write_text('<img src="http://example.com/x.png">', encoding="utf-8")
+    browse(tmp_path / "page.html", tmp_path)
+    assert "http://example.com/x.png" in page_requests(tmp_path)
