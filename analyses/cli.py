@@ -424,7 +424,8 @@ def print_table(
     for block in blocks:
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for column in (*labels, *block):
-            table.add_column(_text(column.header), no_wrap=True)
+            # Where not even one column fits, its cells grow longer rather than lose letters.
+            table.add_column(_text(column.header), overflow="fold")
         for cells in zip(*(column.cells for column in (*labels, *block)), strict=True):
             table.add_row(*(_text(cell.text, cell.shade) for cell in cells))
         console.print()
