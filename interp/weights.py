@@ -340,7 +340,7 @@ def _fill(
         reader.copy_into(copy.key, target.T if copy.transposed else target)
     if plan.without_biases:
         for name, value in parameters.items():
-            if name.endswith("bias"):
+            if name.endswith("bias") and name != "lm_head.bias":
                 value.zero_()
     return parameters
 
@@ -350,7 +350,7 @@ def _fill(
 
 def from_state_dict(
     cfg: HookedGPT2Config,
-    state_dict: Mapping[str, Tensor],
+    state_dict: Mapping[Any, Any],
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | str | None = None,

@@ -2,10 +2,10 @@
 
 import json
 import pickle
-import resource
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -126,7 +126,7 @@ def test_allocate(sizes, dtype):
     shapes = weights.parameter_shapes(cfg, unembed_bias=True)
     assert {name: tuple(value.shape) for name, value in parameters.items()} == shapes
     spans = sorted((p.data_ptr(), p.data_ptr() + p.nbytes) for p in parameters.values())
-    assert all(end <= start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    assert all(end <= start for (_, end), (start, _) in pairwise(spans))
     for value in parameters.values():
         assert (value.dtype, value.is_contiguous()) == (weights.DTYPES[dtype], True)
         assert value.untyped_storage().nbytes() == value.nbytes
@@ -289,7 +289,7 @@ def test_tied_unembedding_may_stand_for_the_embedding(tied):
 
 def test_tied_unembedding_must_equal_the_embedding(tied):
     state = {**plain(tied), "lm_head.weight": torch.zeros(40, 12)}
-    with pytest.raises(WeightsError, match="ties .* lm_head.weight differs .*wte.weight; with tie"):
+    with pytest.raises(WeightsError, match=r"ties .* lm_head\.weight differs .*wte"):
         weights.from_state_dict(config_of(tied), state)
     untied = replace(config_of(tied), tie_word_embeddings=False)
     assert not weights.from_state_dict(untied, state)["lm_head.weight"].any()
@@ -497,7 +497,7 @@ def test_model_objects_that_are_refused():
     with pytest.raises(WeightsError, match=r"unexpected \(1\): score.weight"):
         weights.from_hf_model(classifier)
     crossed = GPT2LMHeadModel(GPT2Config(**SIZES, add_cross_attention=True))
-    with pytest.raises(ValueError, match="config.add_cross_attention=True cannot be honoured"):
+    with pytest.raises(ValueError, match="add_cross_attention=True cannot be honoured"):
         weights.from_hf_model(crossed)
     with pytest.raises(TypeError, match="expected a transformers GPT-2 model, got Linear"):
         weights.from_hf_model(torch.nn.Linear(2, 2))
@@ -616,7 +616,9 @@ class _Code:
         return (exec, ("raise SystemExit('ran code from a pickle')",))
 
 
-@pytest.mark.parametrize("write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x))])
+@pytest.mark.parametrize(
+    "write", [torch.save, lambda x, path: path.write_bytes(pickle.dumps(x, protocol=2))]
+)
 def test_pickles_run_no_code(tied, write, tmp_path):
     path = tmp_path / "pytorch_model.bin"
     write({"wte.weight": _Code()}, path)
@@ -749,6 +751,7 @@ def test_files_are_closed(tied, tmp_path):
     assert file.closed
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads the peak of memory from /proc")
 def test_weights_are_held_once(tmp_path):
     """Loading grows the process by the weights, and at its peak by little more."""
     cfg = HookedGPT2Config(n_layers=6, d_model=512, n_heads=8, n_ctx=64, d_vocab=5000)
@@ -765,10 +768,11 @@ def test_weights_are_held_once(tmp_path):
     save_file(state, tmp_path / "model.safetensors")
     size = sum(value.nbytes for value in parameters.values())
     code = f"""
-import resource
 from interp import weights
 from interp.config import HookedGPT2Config
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+def peak():  # in KiB, of this process alone; getrusage starts from the parent's
+    with open("/proc/self/status") as status:
+        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
 cfg = HookedGPT2Config(n_layers=6, d_model=512, n_heads=8, n_ctx=64, d_vocab=5000)
 small = HookedGPT2Config(n_layers=1, d_model=8, n_heads=1, n_ctx=1, d_vocab=1)
 weights.initialise(weights.allocate(small), small)
@@ -778,9 +782,8 @@ parameters = weights.from_folder({str(tmp_path)!r}, cfg)
 print(peak() - before)
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert resource.getpagesize() and size > 80 * 2**20
-    grown = int(run.stdout) * (1 if sys.platform == "darwin" else 1024)
-    assert 0.9 * size < grown < 1.2 * size
+    assert size > 80 * 2**20
+    assert 0.9 * size < int(run.stdout) * 1024 < 1.2 * size
 
 
 def test_loading_imports_no_transformers(tied, tmp_path):
