@@ -74,7 +74,8 @@ def heat_map(lens: "LogitLens", batch: int) -> "go.Figure":
             [report.plotly_text(_token(lens, tokens[i][j][k], 10)) for i, j, k in row]
             for row in cells
         ]
-    hovers = [[_hover(lens, batch, j, i) for j in range(len(positions))] for i in points]
+    rows = iter(row for row in lens.rows() if row["batch"] == batch)  # point by point
+    hovers = [[_hover(next(rows)) for _ in positions] for _ in points]
     heat = go.Heatmap(
         z=colours["probability"],
         zmin=0,
@@ -113,24 +114,22 @@ def heat_map(lens: "LogitLens", batch: int) -> "go.Figure":
     return figure
 
 
-def _hover(lens: "LogitLens", batch: int, slot: int, index: int) -> str:
+def _hover(row: Mapping[str, Any]) -> str:
     """Everything about one point at one position, as plotly's markup."""
 
-    def bold(id: int) -> str:
-        return f"<b>{report.plotly_text(_token(lens, id))}</b>"
+    def bold(token: str) -> str:
+        return f"<b>{report.plotly_text(cli.visible(token))}</b>"
 
-    place = (index, batch, slot)
-    position = int(lens.position[batch, slot])
-    tops = zip(lens.top_tokens[place].tolist(), lens.top_probs[place].tolist(), strict=True)
+    where = f"{row['layer']}.{row['point']} after position {row['position']}"
     lines = [
-        f"{lens.points[index]} after position {position} {bold(lens.tokens[batch][position])}",
-        *(f"rank {k}: {bold(id)} {p:.4f}" for k, (id, p) in enumerate(tops)),
-        f"entropy {float(lens.entropy[place]):.3f} nats",
-        f"{KL} {float(lens.kl_final_lens[place]):.3f} nats",
+        f"{where} {bold(row['token'])}",
+        *(f"rank {k}: {bold(t['token'])} {t['prob']:.4f}" for k, t in enumerate(row["top"])),
+        f"entropy {row['entropy']:.3f} nats",
+        f"{KL} {row['kl_final_lens']:.3f} nats",
     ]
-    for i, id in enumerate(lens.targets):
-        log_prob, rank = float(lens.target_log_probs[place][i]), int(lens.target_ranks[place][i])
-        lines.append(f"target {bold(id)}: log-probability {log_prob:.3f} nats, rank {rank}")
+    for t in row["targets"]:
+        numbers = f"log-probability {t['log_prob']:.3f} nats, rank {t['rank']}"
+        lines.append(f"target {bold(t['token'])}: {numbers}")
     return "<br>".join(lines)
 
 

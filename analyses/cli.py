@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
@@ -246,10 +246,10 @@ def choose_model(name: str | None) -> Choice:
     if sources.hub_answers("gpt2", HUB_TIMEOUT_S):
         return Choice("gpt2", "no --model given; not in the local Hub cache, but the Hub has it")
     offline = os.environ.get("HF_HUB_OFFLINE", "").upper() in {"1", "ON", "YES", "TRUE"}
-    hub = "HF_HUB_OFFLINE is set" if offline else f"no answer from the Hub in {HUB_TIMEOUT_S:g} s"
+    hub = "HF_HUB_OFFLINE is set" if offline else "the Hub does not answer"
     return Choice(
         sources.MINI,
-        f"the bundled model: no --model given, gpt2 is not in the local Hub cache, {hub}",
+        f"the bundled model: no --model given, gpt2 is not in the local Hub cache and {hub}",
     )
 
 
@@ -341,6 +341,16 @@ def console(*, data_on_stdout: bool = False) -> "Console":
     stream = sys.stderr if data_on_stdout else sys.stdout
     width = None if stream.isatty() or "COLUMNS" in os.environ else PIPE_WIDTH
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
+
+
+def progress(items: Sequence[int], what: str) -> Iterable[int]:
+    """The items, with a bar on standard error where that is a terminal and there are several."""
+    if len(items) < 2 or not sys.stderr.isatty():
+        return items
+    from rich.console import Console
+    from rich.progress import track
+
+    return track(items, what, console=Console(stderr=True), transient=True)
 
 
 # ------------------------------------------------------------------ tokens and tables

@@ -37,6 +37,7 @@ if TYPE_CHECKING or __name__ != "__main__":
     import torch
     from jaxtyping import Float, Int, Int64
     from torch import Tensor
+    from torch.nn.utils.rnn import pad_sequence
 
     from hooks.names import nearest
     from interp import HookedGPT2, TokenBatch
@@ -49,9 +50,9 @@ if TYPE_CHECKING:
 POINTS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
 RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
 
-# Distributions over the vocabulary are held this many bytes at a time (and a few times that while
-# they are made), however many points and positions are asked for.
-_CHUNK_BYTES = 32 * 2**20
+# So many bytes of distributions over the vocabulary are made at a time, however many points and
+# positions are asked for. They take about ten times that in passing; larger pieces are no faster.
+_CHUNK_BYTES = 8 * 2**20
 
 
 class LensPoint(NamedTuple):
@@ -99,9 +100,9 @@ def logit_lens(
     """Read every residual as a prediction of the next token.
 
     Costs about one forward pass for the last position: only the positions asked for are
-    unembedded, and never more than a few dozen megabytes of distributions are held at once. Points
-    that are one tensor (what leaves a block enters the next) are read once; the result answers to
-    both names.
+    unembedded, and distributions over the vocabulary are made a few megabytes at a time, so memory
+    does not grow with their number. Points that are one tensor (what leaves a block enters the
+    next) are read once; the result answers to both names.
 
     The final layer norm and unembedding are applied to what the run gives at the points, so hooks
     that are active on the model count, except at `ln_final`.
@@ -136,21 +137,23 @@ def logit_lens(
         f"logit_lens(model, ..., points={names!r}, positions={_shown(positions)}, top_k={top_k}, "
         f"targets={_shown(targets)}, prepend_bos={prepend_bos})"
     )
-    run_input: TokenBatch | Tensor
+    forward: dict[str, Any] = {}
     if isinstance(tokens, torch.Tensor):
         run_input, mask = _checked_ids(tokens, attention_mask)
+        all_ids, with_bos, forward = run_input, None, {"attention_mask": attention_mask}
     else:
         if attention_mask is not None:
             raise ValueError("text brings its own mask: attention_mask goes with token ids")
         is_batch = isinstance(tokens, TokenBatch)
         run_input = tokens if is_batch else model.tokenize(tokens, prepend_bos=prepend_bos)
         mask = run_input.attention_mask.cpu()
+        all_ids, with_bos = run_input.tokens, run_input.prepend_bos
     columns = [row.nonzero()[:, 0] for row in mask]
     position = _positions(positions, [len(c) for c in columns])
 
     # Every (prompt, slot) to look at, and the column of the token tensor it is in.
     rows, slots = (position >= 0).nonzero(as_tuple=True)
-    wanted = torch.stack([columns[b][position[b, j]] for b, j in zip(rows, slots, strict=True)])
+    wanted = pad_sequence(columns, batch_first=True)[rows, position[rows, slots]]
     kept, place = wanted.unique(return_inverse=True)
 
     looked = [
@@ -161,9 +164,6 @@ def logit_lens(
     ]
     final = LensPoint(n_layers - 1, "resid_post")
     # With the residual as output (`stop_at_layer`) the model unembeds nothing itself.
-    forward: dict[str, Any] = (
-        {"attention_mask": attention_mask} if isinstance(run_input, torch.Tensor) else {}
-    )
     with torch.no_grad():
         _, cache = model.run_with_cache(
             run_input,
@@ -184,14 +184,13 @@ def logit_lens(
         out[:, rows, slots] = values
         return out
 
-    assert cache.tokens is not None  # the run began from tokens
-    ids = [row[m].tolist() for row, m in zip(cache.tokens.cpu(), mask, strict=True)]
+    ids = [row[m].tolist() for row, m in zip(all_ids.cpu(), mask, strict=True)]
     top_tokens = unfold(numbers.top_tokens)
     shown = {*numbers.top_tokens.unique().tolist(), *target_ids, *(i for row in ids for i in row)}
     return LogitLens(
         n_layers=n_layers,
         tokens=tuple(map(tuple, ids)),
-        prepend_bos=cache.prepend_bos,
+        prepend_bos=with_bos,
         strings={id: _string(model, id) for id in sorted(shown)},
         points=tuple(looked),
         position=position,
@@ -241,7 +240,7 @@ def _read(
     targets = torch.tensor(target_ids, dtype=torch.int64, device=model.device)
     n_tokens = len(seen[final])
     chunks: list[_Numbers] = []
-    for start in range(0, n_tokens, at_once):
+    for start in cli.progress(range(0, n_tokens, at_once), "logit lens"):
         here = slice(start, start + at_once)
         size = min(at_once, n_tokens - start)
         # The final distribution first: all others are compared with it.
@@ -465,7 +464,7 @@ class LogitLens:
         import pandas as pd
 
         def records() -> Iterator[tuple[Any, ...]]:
-            for row in self._rows():
+            for row in self.rows():
                 where = tuple(row[column] for column in _WHERE)
                 for quantity in ("entropy", "kl_final_lens"):
                     yield *where, quantity, None, None, None, row[quantity]
@@ -488,12 +487,15 @@ class LogitLens:
             "prompts": [
                 [{"id": id, "token": self.strings[id]} for id in row] for row in self.tokens
             ],
-            "lens": [_finite(row) for row in self._rows()],
+            "lens": [_finite(row) for row in self.rows()],
             "provenance": self.provenance.to_dict(),
         }
 
-    def _rows(self) -> Iterator[dict[str, Any]]:
-        """What there is about each point, prompt and position, fillings left out."""
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """What there is about each point, prompt and position, in this order, as plain data.
+
+        Fillings are left out. `to_dict` has the same under "lens".
+        """
         names = ("top_tokens", "top_log_probs", "entropy", "kl_final_lens")
         of_targets = ("target_log_probs", "target_ranks")
         numbers = {name: getattr(self, name).tolist() for name in (*names, *of_targets)}
