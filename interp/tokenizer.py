@@ -386,7 +386,13 @@ class Tokenizer:
 
     def _decode(self, ids: list[int]) -> str:
         self._check_ids(ids)
-        return self.backend.decode(ids, skip_special_tokens=False)
+        parts, start = [], 0
+        # The backend would drop the ids it has no token for.
+        for end, id in enumerate(ids):
+            if id >= self.vocab_size:
+                parts += [self._decode(ids[start:end]), self._show(id)]
+                start = end + 1
+        return "".join(parts) + self.backend.decode(ids[start:], skip_special_tokens=False)
 
     def _to_strings(self, ids: list[int]) -> list[str]:
         self._check_ids(ids)

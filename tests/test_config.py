@@ -5,6 +5,7 @@ import json
 import math
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from transformers.activations import ACT2FN
 from interp.activations import ACTIVATIONS
 from interp.config import HookedGPT2Config, UnsupportedModelError
 
-SMALL = {"n_layers": 2, "d_model": 12, "n_heads": 3}
+SMALL: dict[str, Any] = {"n_layers": 2, "d_model": 12, "n_heads": 3}
 
 
 def make(**changes) -> HookedGPT2Config:
@@ -117,7 +118,7 @@ for changes in ({"n_layers": 2.0}, {"n_heads": True}, {"act_fn": None}, {"eps": 
 
 # ---------------------------------------------------------------- Hugging Face configs
 
-VARIANTS = [
+VARIANTS: list[dict[str, Any]] = [
     {},
     {"n_inner": 100},
     {"activation_function": "relu", "layer_norm_epsilon": 1e-3},
@@ -126,7 +127,7 @@ VARIANTS = [
     {"bos_token_id": 5, "eos_token_id": [6, 7], "initializer_range": 0.1},
     {"bos_token_id": None, "eos_token_id": None},
 ]
-SIZES = {"n_layer": 3, "n_embd": 24, "n_head": 4, "n_positions": 32, "vocab_size": 50300}
+SIZES: dict[str, Any] = {"n_layer": 3, "n_embd": 24, "n_head": 4, "n_positions": 32, "vocab_size": 50300}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -247,7 +248,7 @@ def test_leaves_the_config_alone():
     n_inner=st.none() | st.integers(1, 999),
 )
 def test_any_shape_survives_the_way_there_and_back(n_heads, d_head, n_layers, n_inner):
-    given_mlp = {} if n_inner is None else {"d_mlp": n_inner}
+    given_mlp: dict[str, Any] = {} if n_inner is None else {"d_mlp": n_inner}
     cfg = HookedGPT2Config(
         n_layers=n_layers, d_model=n_heads * d_head, n_heads=n_heads, d_head=d_head, **given_mlp
     )

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from interp import storage, weights
 from interp.config import HookedGPT2Config
 from interp.weights import SourceError, WeightsError
 
-SIZES = {
+SIZES: dict[str, Any] = {
     "n_layer": 3,
     "n_embd": 12,
     "n_head": 3,
