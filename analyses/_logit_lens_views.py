@@ -215,7 +215,7 @@ def _show_on(page: report.Page, lens: "LogitLens", batch: int) -> None:
         page.figure(lens.plot_targets(batch), f"Targets {at}.")
     labels, columns = _table(lens, batch, len(positions) - 1)
     whole = [*labels, *columns]
-    page.text(f"Predictions {at}; {_UNITS}.")
+    page.text(f"Predictions {at}; {_units(lens)}.")
     page.table(
         [column.header for column in whole],
         [
@@ -227,7 +227,9 @@ def _show_on(page: report.Page, lens: "LogitLens", batch: int) -> None:
 
 # ------------------------------------------------------------------ the terminal
 
-_UNITS = f"entropy, {KL} and log p in nats"
+
+def _units(lens: "LogitLens") -> str:
+    return f"entropy, {KL} and log p in nats" if lens.targets else f"entropy and {KL} in nats"
 
 
 def show(lens: "LogitLens", console: "Console") -> None:
@@ -242,7 +244,7 @@ def show(lens: "LogitLens", console: "Console") -> None:
         positions = _positions(lens, batch)
         if len(positions) == 1:
             at = f"position {positions[0]} {_token(lens, ids[positions[0]])}"
-            console.print(f"predictions after {at}; {_UNITS}")
+            console.print(f"predictions after {at}; {_units(lens)}")
             cli.print_table(console, *_table(lens, batch, 0), "columns")
         else:
             console.print("likeliest next token after each position, probability in hundredths")

@@ -2,12 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from analyses import _logit_lens_views as views
 from analyses import logit_lens as module
 from analyses.logit_lens import POINTS, LensPoint, LogitLens, lens_logits, logit_lens
 from analyses.report import weights_sha256
@@ -363,6 +365,31 @@ def test_target_curves(model: HookedGPT2, lens: LogitLens) -> None:
         lens.plot_targets(1, slot=3)
     with pytest.raises(ValueError, match="no targets"):
         logit_lens(model, "abc").plot_targets()
+
+
+def test_page(model: HookedGPT2, lens: LogitLens, tmp_path: Path) -> None:
+    lens.to_html(tmp_path / "lens.html", model=model)
+    page = (tmp_path / "lens.html").read_text(encoding="utf-8")
+    assert weights_sha256(model) in page
+    assert page.count("<figure>") == 4  # heat map and targets of each prompt
+    assert page.count("&lt;/script&gt;") > 1
+    assert page.count("</script>") == 4 + 3  # the page's own: figures; plotly, drawing, theme
+    assert "6 tokens, &lt;|endoftext|&gt; prepended." in page
+    assert "logit_lens(model, ..., points=(&#x27;resid_pre&#x27;" in page
+    lens.to_html(tmp_path / "lens.html")
+    assert weights_sha256(model) not in (tmp_path / "lens.html").read_text(encoding="utf-8")
+
+
+def test_page_says_when_there_are_too_many_cells_for_words(
+    lens: LogitLens, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heat: Any = lens.plot().data[0]
+    assert heat.texttemplate == "%{text}"
+    assert "Too many cells" not in views.page([("", lens)]).html()
+    monkeypatch.setattr(views, "_MOST_LABELS", 20)
+    heat = lens.plot().data[0]
+    assert (heat.texttemplate, heat.text) == (None, None)
+    assert "Too many cells for words in them." in views.page([("", lens)]).html()
 
 
 # ------------------------------------------------------------------ bad inputs
