@@ -149,28 +149,37 @@ def _quoted(sample: dict[str, Any]) -> str:
 
 
 def _mixture(mixture: dict[str, Any]) -> str:
+    excerpts = f"{mixture['excerpt_share']:.0%}"
     names = {
-        "modern": "rows of modern text: simple sentences, picture-book stories, school word "
-        "problems, country facts, two textbooks, speeches",
-        "books": "rows of books: children's, fairy-tale and adventure books, public domain",
-        "tasks": f"rows of packed documents: task documents, and in {mixture['fact_share']:.0%} of "
-        "them the opening lines of a country's page of the World Factbook",
-        "repeats": "rows of repeated sequences: three in four of uniformly random tokens, the "
-        "others cut from text",
+        "modern": "modern text: simple sentences, picture-book stories, school word problems, "
+        "country facts, two textbooks, speeches",
+        "books": "books: children's, fairy-tale and adventure books, public domain",
+        "tasks": f"short documents: texts of the tasks, and ({excerpts} of them) excerpts of the "
+        "text above: the first lines of a country's page, lines about one person",
+        "repeats": "repeated sequences: half of uniformly random tokens, 30 % of tokens random as "
+        "frequent as in text, 20 % cut from text",
     }
     total = sum(mixture[name] for name in names)
-    lines = ["| share | what |", "|---|---|"]
+    lines = ["| share of rows | what |", "|---|---|"]
     lines += [f"| {mixture[name] / total:.0%} | {what} |" for name, what in names.items()]
-    lines += ["", "One in seven rows of text also holds a task document between two of its lines."]
     return "\n".join(lines)
 
 
 def _training(training: dict[str, Any]) -> str:
-    last = training["runs"][-1]
-    rows = sum(v for k, v in last["mixture"].items() if k != "fact_share")
-    return (
-        f"{training['steps']:,} steps, {training['tokens']:,} tokens, {rows} rows of 256 per step, "
-        f"float32, {training['hardware']}. Muon (learning rate {last['lr_matrices']:g}) for the "
-        f"blocks' matrices, AdamW ({last['lr_others']:g}) for the rest; warm-up, constant, linear "
-        f"decay to zero over the last {last['decay']:,} steps; seed {last['seed']}."
-    )
+    runs = training["runs"]
+    last = runs[-1]
+    lines = [
+        f"{training['steps']:,} steps, {training['tokens']:,} tokens in rows of 256, float32, "
+        f"{training['hardware']}. Muon for the blocks' matrices, AdamW for the rest; warm-up, "
+        f"constant rates, linear decay to zero over the last {last['decay']:,} steps; "
+        f"seed {last['seed']}. What changed on the way:",
+        "",
+        "| from step | rows: modern, books, short documents, repeats | learning rates | |",
+        "|---|---|---|---|",
+    ]
+    for run in runs:
+        mixture = run["mixture"]
+        rows = ", ".join(str(mixture[name]) for name in ("modern", "books", "tasks", "repeats"))
+        rates = f"{run['lr_matrices']:g}, {run['lr_others']:g}"
+        lines.append(f"| {run['from_step']:,} | {rows} | {rates} | {run.get('note', '')} |")
+    return "\n".join(lines)

@@ -29,19 +29,21 @@ from training.loss import weighted_loss
 from training.mixture import Mixture, Rows
 from training.muon import Muon
 from training.prepare import load_documents
+from training.prime import prime
 
 N_CTX = 256
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run is: schedule, learning rates, mixture, seed."""
+    """What a run is: schedule, learning rates, mixture, seed; when attention is primed."""
 
     steps: int = 6000
     warmup: int = 40
     decay: int = 1500
-    lr_matrices: float = 0.01
-    lr_others: float = 0.003
+    lr_matrices: float = 0.003
+    lr_others: float = 0.001
+    prime_at: int = 2000
     seed: int = 0
     mixture: Mixture = field(default_factory=Mixture)
 
@@ -101,7 +103,7 @@ def load_rows(work: Path, seed: int) -> Rows:
     return Rows(
         {name: np.load(work / f"{name}.npy") for name in ("modern", "books")},
         load_documents(work / "tasks.npz"),
-        load_documents(work / "facts.npz"),
+        load_documents(work / "excerpts.npz"),
         end_of_text=tokenizer.token_to_id(END_OF_TEXT),
         newline_ids=sorted(newline_ids),
         d_vocab=tokenizer.get_vocab_size(),
@@ -206,6 +208,9 @@ class Trainer:
         Raises:
             FloatingPointError: the loss is not finite.
         """
+        if self.step == self.plan.prime_at:
+            prime(self.model.cpu(), self.plan.seed)
+            self.model.to(torch.device(self.device))
         arrays = self.rows.batch(self.step, self.plan.mixture)
         tokens, weights = (torch.from_numpy(array).to(self.device) for array in arrays)
         loss = self.workers.accumulate(tokens, weights)

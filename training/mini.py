@@ -19,6 +19,7 @@ from training import card as card_module
 from training import export as export_module
 from training import loop, measure, prepare, tokenizer
 from training.corpus import documents
+from training.mixture import Mixture
 
 FOLDER = Path(__file__).parents[1] / "interp" / "mini"
 
@@ -53,10 +54,26 @@ def train(
     workers: Annotated[
         int, typer.Option(help="Threads that share a batch's rows; 1 on a GPU.")
     ] = 1,
+    rows: Annotated[
+        tuple[int, int, int, int],
+        typer.Option(help="Rows per batch: modern, books, packed documents, repeats."),
+    ] = (2, 3, 4, 1),
+    lr_matrices: Annotated[
+        float, typer.Option(help="Muon's learning rate.")
+    ] = loop.Plan.lr_matrices,
+    lr_others: Annotated[float, typer.Option(help="AdamW's.")] = loop.Plan.lr_others,
     measure_every: Annotated[int, typer.Option(help="Steps between measurements.")] = 500,
 ) -> None:
     """Train, resuming from the work folder's checkpoint where there is one."""
-    plan = loop.Plan(steps=steps, warmup=warmup, decay=decay, seed=seed)
+    plan = loop.Plan(
+        steps=steps,
+        warmup=warmup,
+        decay=decay,
+        lr_matrices=lr_matrices,
+        lr_others=lr_others,
+        seed=seed,
+        mixture=Mixture(*rows),
+    )
     figures = measure.QuickFigures(work / "tokenizer" / "tokenizer.json")
     trainer = loop.Trainer(work, plan, device=device, workers=workers)
     loop.train(trainer, measure_every=measure_every, measure=figures)

@@ -16,13 +16,16 @@ TEMPLATE_SHARE = 0.25
 
 @dataclass(frozen=True)
 class Mixture:
-    """How many rows of each kind make a batch, and what share of the packed documents are facts."""
+    """How many rows of each kind make a batch.
 
-    modern: int = 3
-    books: int = 2
-    tasks: int = 3
-    repeats: int = 2
-    fact_share: float = 0.1
+    Of the documents packed into rows, `excerpt_share` are excerpts of text and the others tasks'.
+    """
+
+    modern: int = 2
+    books: int = 3
+    tasks: int = 4
+    repeats: int = 1
+    excerpt_share: float = 0.3
 
     @property
     def n_rows(self) -> int:
@@ -56,7 +59,7 @@ class Rows:
     Args:
         text: flat token arrays under the keys "modern" and "books".
         tasks: documents of the tasks' training split.
-        facts: short documents of text, repeated more often than the text they come from.
+        excerpts: short documents of text, repeated more often than the text they come from.
         end_of_text: id of `<|endoftext|>`.
         newline_ids: ids of tokens that end a line; rows of text begin behind one.
         d_vocab: entries of the tokenizer.
@@ -68,7 +71,7 @@ class Rows:
         self,
         text: dict[str, np.ndarray],
         tasks: TaskDocuments,
-        facts: TaskDocuments,
+        excerpts: TaskDocuments,
         *,
         end_of_text: int,
         newline_ids: list[int],
@@ -78,7 +81,7 @@ class Rows:
     ):
         self.text = text
         self.tasks = tasks
-        self.facts = facts
+        self.excerpts = excerpts
         self.end_of_text = end_of_text
         self.newline_ids = np.array(newline_ids)
         self.d_vocab = d_vocab
@@ -101,7 +104,7 @@ class Rows:
         rows = []
         for name, count in (("modern", mixture.modern), ("books", mixture.books)):
             rows += [self._text_row(name, step * count + i, rng) for i in range(count)]
-        rows += [self._packed_row(mixture.fact_share, rng) for _ in range(mixture.tasks)]
+        rows += [self._packed_row(mixture.excerpt_share, rng) for _ in range(mixture.tasks)]
         rows += [self._repeat_row(rng) for _ in range(mixture.repeats)]
         tokens = np.stack([row for row, _ in rows]).astype(np.int64)
         weights = np.stack([weight for _, weight in rows]).astype(np.float32)
@@ -139,17 +142,17 @@ class Rows:
         return row[: self.length], weights[: self.length]
 
     def _packed_row(
-        self, fact_share: float, rng: np.random.Generator
+        self, excerpt_share: float, rng: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         tokens: list[np.ndarray] = []
         weights: list[np.ndarray] = []
         n_tokens = 0
         skip_first = rng.random() < 0.2
         while n_tokens < self.length + 1:
-            is_fact = rng.random() < fact_share
-            source = self.facts if is_fact else self.tasks
+            is_excerpt = rng.random() < excerpt_share
+            source = self.excerpts if is_excerpt else self.tasks
             document, weight = source.document(int(rng.integers(len(source))))
-            if not is_fact:
+            if not is_excerpt:
                 kept = (weight > 1) | (rng.random(len(weight)) < TEMPLATE_SHARE)
                 weight = np.where(kept, weight, 0.0)
             tokens.append(document)
@@ -160,10 +163,9 @@ class Rows:
         return row[span], weight_row[span]
 
     def _repeat_row(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """`<|endoftext|>` and a sequence two to four times, until the row is full.
+        """`<|endoftext|>` and a sequence two to six times, until the row is full.
 
-        The first copy has no weight: nothing there can be predicted. Three in four sequences are
-        uniformly random tokens, the others are cut from text.
+        The first copy has no weight: nothing there can be predicted.
         """
         tokens: list[np.ndarray] = []
         weights: list[np.ndarray] = []
@@ -171,15 +173,9 @@ class Rows:
         while n_tokens < self.length:
             # Short ones more often: they are easier to find one's place in.
             n = round(5 * 20 ** rng.random())
-            if rng.random() < 0.75:
-                sequence = rng.integers(0, self.d_vocab, n)
-                sequence[sequence == self.end_of_text] = self.newline_ids[0]
-            else:
-                source = self.text["modern"]
-                start = int(rng.integers(len(source) - n))
-                sequence = source[start : start + n].astype(np.int64)
-            copies = int(rng.integers(2, 5))
-            tokens.append(np.concatenate([[self.end_of_text], np.tile(sequence, copies)]))
+            copies = int(rng.integers(2, 7))
+            repeated = np.tile(self._sequence(n, rng), copies)
+            tokens.append(np.concatenate([[self.end_of_text], repeated]))
             # Where a copy begins cannot be known before the sequence's first token came again.
             weight = np.ones(1 + n * copies)
             weight[: n + 2] = 0.0
@@ -187,3 +183,16 @@ class Rows:
             n_tokens += len(weight)
         row, weight_row = np.concatenate(tokens), np.concatenate(weights)
         return row[: self.length], weight_row[: self.length]
+
+    def _sequence(self, n: int, rng: np.random.Generator) -> np.ndarray:
+        """n tokens: uniformly random (half of the time), random as frequent as in text, or text."""
+        kind = rng.random()
+        if kind < 0.5:
+            sequence = rng.integers(0, self.d_vocab, n)
+        else:
+            source = self.text["modern"]
+            start = int(rng.integers(len(source) - n))
+            where = rng.integers(0, len(source), n) if kind < 0.8 else slice(start, start + n)
+            sequence = source[where].astype(np.int64)
+        sequence[sequence == self.end_of_text] = self.newline_ids[0]
+        return sequence

@@ -1,6 +1,8 @@
 """Tokenise the corpus and write the task documents, once, into a work folder."""
 
 import random
+from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
@@ -8,102 +10,157 @@ from rich.progress import track
 from tokenizers import Tokenizer
 
 from analyses.tasks import get_task
-from training.corpus import END_OF_TEXT, PARTS, documents, encode
+from analyses.tasks._base import Pools, spaced, spaced_pairs
+from training.corpus import END_OF_TEXT, PARTS, Part, documents, encode
+from training.excerpts import capitalised, fact_openings, lines_about_one_person, noun_pairs
 from training.mixture import ANSWER_WEIGHT, TaskDocuments
 
 # Documents of each task. Repeated random tokens are no text; `mixture` draws them.
 TASKS = {
-    "ioi": 80_000,
-    "greater_than": 25_000,
-    "agreement": 25_000,
-    "pronouns": 15_000,
-    "capitals": 15_000,
+    "ioi": 50_000,
+    "greater_than": 12_000,
+    "agreement": 20_000,
+    "pronouns": 14_000,
+    "capitals": 8_000,
 }
+FACT_COPIES = 2
+# How many of a task's documents draw words from the wider pools.
+WIDE_SHARE = 0.8
+# In how many documents the words that are no slot are disturbed, and how many of these words.
+NOISY_SHARE = 0.7
+NOISE = 0.2
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Document:
+    """A text, the character at which its answer's token begins, and its slots' characters."""
+
+    text: str
+    answer: int
+    slots: tuple[Span, ...]
 
 
 def prepare(corpus: Path, work: Path) -> None:
-    """Write `books.npy`, `modern.npy`, `val.npy`, `tasks.npz` and `facts.npz` to a work folder.
+    """Write the text as `.npy`, excerpts and task documents as `.npz`, to a work folder.
 
     Args:
         corpus: folder with the texts, see `training.corpus`.
         work: folder that has `tokenizer/tokenizer.json`.
     """
     tokenizer = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
-    texts, answers = task_texts()
-    save_documents(work / "tasks.npz", pack(tokenizer, texts, answers))
-    facts = fact_openings(corpus)
-    save_documents(work / "facts.npz", pack(tokenizer, facts, [(0, 0)] * len(facts)))
+    texts = {part: documents(corpus, part) for part in PARTS}
     for part in PARTS:
-        np.save(work / f"{part}.npy", encode(tokenizer, documents(corpus, part), part))
+        np.save(work / f"{part}.npy", encode(tokenizer, texts[part], part))
+    prepare_documents(work, tokenizer, texts)
 
 
-def fact_openings(corpus: Path) -> list[str]:
-    """The first lines of the country pages: name, "The capital of X is Y.", one more paragraph.
+def prepare_documents(work: Path, tokenizer: Tokenizer, texts: dict[Part, list[str]]) -> None:
+    """Write `excerpts.npz` and `tasks.npz`; `books.npy` and `modern.npy` must be there."""
+    modern = np.load(work / "modern.npy")
+    facts = [Document(text, len(text), ()) for text in fact_openings(texts["modern"])]
+    people = [
+        Document(line, pronoun, ())
+        for line, pronoun in lines_about_one_person(texts["modern"] + texts["books"])
+    ]
+    excerpts = pack(tokenizer, FACT_COPIES * facts + people, modern, noise=0.0)
+    save_documents(work / "excerpts.npz", excerpts)
+    wide = {
+        "names": spaced(capitalised(tokenizer)),
+        "nouns": spaced_pairs(noun_pairs(tokenizer, np.load(work / "books.npy")[:10_000_000])),
+    }
+    wide["objects"] = wide["places"] = wide["events"] = tuple((a,) for a, _ in wide["nouns"])
+    made = task_documents(wide)
+    save_documents(work / "tasks.npz", pack(tokenizer, made, modern, noise=NOISE))
 
-    They are 240 of 13,000 documents of the text; a small model that reads the text twice would not
-    learn them, so the mixture repeats them.
+
+def task_documents(wide: Pools, seed: int = 0) -> list[Document]:
+    """Documents of the tasks' training split, most of them with words from wider pools.
+
+    Args:
+        wide: pool -> entries that also fit where that pool's do.
+        seed: of the draws.
     """
-    openings = []
-    for document in documents(corpus, "modern"):
-        lines = [line for line in document.split("\n") if line]
-        if len(lines) > 2 and lines[1].startswith("The capital of "):
-            background = lines[2].split(". ")[0].rstrip(".")
-            openings.append(f"{lines[0]}\n\n{lines[1]}\n\n{background}.")
-            openings.append(lines[1])
-    return openings
-
-
-def task_texts(seed: int = 0) -> tuple[list[str], list[tuple[int, int]]]:
-    """Texts of the tasks' training split, and where in each the answer begins.
-
-    Returns:
-        The texts, and for each the span of characters [start, start + 1) in which its answer's
-        token begins.
-    """
-    texts: list[str] = []
-    answers: list[tuple[int, int]] = []
+    made = []
     for name, count in TASKS.items():
         task = get_task(name)
-        rng = random.Random(f"{task.name} documents {seed}")
-        pools = task.pools("train")
+        rng = random.Random(f"{name} documents {seed}")
+        narrow = task.pools("train")
+        wider = {**narrow, **{pool: wide[pool] for pool in narrow if pool in wide}}
         for _ in range(count):
             template = rng.choice(task.templates["train"])
+            pools = wider if rng.random() < WIDE_SHARE else narrow
             # The same draws twice: once for the prompt alone, once for the text that contains it.
             state = rng.getstate()
             prompt = task.sample(rng, template, pools, task.corruptions[0])
             rng.setstate(state)
             text = task.text(rng, template, pools)
-            options = (prompt.clean_text, prompt.corrupted_text)
-            start = next(len(option) for option in options if text.startswith(option))
-            texts.append(text)
-            answers.append((start, start + 1))
-    return texts, answers
+            pieces = prompt.clean if text.startswith(prompt.clean_text) else prompt.corrupted
+            ends = list(accumulate(len(piece) for _, piece in pieces))
+            slots = tuple(
+                (end - len(piece), end)
+                for (label, piece), end in zip(pieces, ends, strict=True)
+                if label
+            )
+            made.append(Document(text, ends[-1], slots))
+    return made
 
 
-def pack(tokenizer: Tokenizer, texts: list[str], answers: list[tuple[int, int]]) -> TaskDocuments:
-    """Tokenise documents; tokens that lie in a document's answer span weigh more.
+def pack(
+    tokenizer: Tokenizer, made: list[Document], modern: np.ndarray, *, noise: float, seed: int = 0
+) -> TaskDocuments:
+    """Tokenise documents. The token that answers weighs more, a random token nothing.
 
     Args:
         tokenizer: mini's.
-        texts: one string per document.
-        answers: per document, the span of characters [start, end) of its answer; (0, 0) for none.
+        made: the documents.
+        modern: tokens of text, from which random ones are drawn.
+        noise: in most documents, the share of tokens before the answer and outside of slots that
+            is disturbed, so that no template can be learnt by heart.
+        seed: of the noise.
     """
+    rng = np.random.default_rng(seed)
     end_of_text = tokenizer.token_to_id(END_OF_TEXT)
-    tokens: list[int] = []
-    weights: list[float] = []
-    starts = [0]
-    for first in track(range(0, len(texts), 1024), description="task documents"):
-        batch = tokenizer.encode_batch(texts[first : first + 1024])
-        for encoding, (start, end) in zip(batch, answers[first : first + 1024], strict=True):
-            tokens.append(end_of_text)
-            weights.append(1.0)
-            for token, (left, right) in zip(encoding.ids, encoding.offsets, strict=True):
-                tokens.append(token)
-                weights.append(ANSWER_WEIGHT if left < end and right > start else 1.0)
-            starts.append(len(tokens))
-    return TaskDocuments(
-        np.array(tokens, np.uint16), np.array(weights, np.float16), np.array(starts, np.int64)
-    )
+    all_tokens: list[np.ndarray] = []
+    all_weights: list[np.ndarray] = []
+    for first in track(range(0, len(made), 1024), description="documents"):
+        batch = made[first : first + 1024]
+        for document, encoding in zip(
+            batch, tokenizer.encode_batch([document.text for document in batch]), strict=True
+        ):
+            tokens = np.array([end_of_text, *encoding.ids])
+            left, right = np.array([(0, 0), *encoding.offsets]).T
+            weights = np.where(
+                (left <= document.answer) & (right > document.answer), ANSWER_WEIGHT, 1
+            )
+            if noise and rng.random() < NOISY_SHARE:
+                free = (right <= document.answer) & (right > 0)
+                for start, end in document.slots:
+                    free &= (right <= start) | (left >= end)
+                tokens, weights = _disturb(tokens, weights, free, noise, modern, rng)
+            all_tokens.append(tokens.astype(np.uint16))
+            all_weights.append(weights.astype(np.float16))
+    starts = np.cumsum([0, *map(len, all_tokens)])
+    return TaskDocuments(np.concatenate(all_tokens), np.concatenate(all_weights), starts)
+
+
+def _disturb(
+    tokens: np.ndarray,
+    weights: np.ndarray,
+    free: np.ndarray,
+    noise: float,
+    modern: np.ndarray,
+    rng: np.random.Generator,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replace, leave out, or follow by a random token some of the free tokens."""
+    action = np.where(free & (rng.random(len(tokens)) < noise), rng.integers(1, 4, len(tokens)), 0)
+    drawn = modern[rng.integers(0, len(modern), len(tokens))]
+    # 0: as it is, 1: replaced, 2: left out, 3: followed by a random token.
+    tokens, weights = np.where(action == 1, drawn, tokens), np.where(action == 1, 0, weights)
+    copies = np.array([1, 1, 0, 2])[action]
+    where = np.repeat(np.arange(len(tokens)), copies)
+    is_added = np.append(False, where[1:] == where[:-1])
+    return np.where(is_added, drawn[where], tokens[where]), np.where(is_added, 0, weights[where])
 
 
 def save_documents(path: Path, documents: TaskDocuments) -> None:
