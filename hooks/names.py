@@ -24,7 +24,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 
-NameFilter = str | tuple | Sequence[str | tuple] | Callable[[str], bool]
+NameFilter = str | tuple | Iterable[str | tuple] | Callable[[str], bool]
 
 ALIASES = {
     "attn": "pattern",

@@ -2,8 +2,9 @@
 
 from hooks import ActivationCache, HookError, HookPoint, UnknownHookName
 from interp.config import HookedGPT2Config
-from interp.hooked import HookedGPT2, LogitsAndLoss
+from interp.hooked import HookedGPT2
 from interp.kv_cache import KeyValueCache
+from interp.run import LogitsAndLoss
 from interp.tokenizer import TokenBatch, Tokenizer
 
 __all__ = [

@@ -2,11 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Any, Literal, NamedTuple, cast
+from dataclasses import replace
+from typing import Any, Literal, cast
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hooks import ActivationCache, HookFunction, HookPoint, Listeners, UnknownHookName, select
@@ -16,35 +16,12 @@ from hooks.point import check_function
 from interp import points, processing, weights
 from interp.config import HookedGPT2Config
 from interp.kv_cache import KeyValueCache
-from interp.model import Visibility
+from interp.run import Output, ReturnType, Run, checked_run, known_arguments
 from interp.tokenizer import TokenBatch, Tokenizer
 from interp.views import WeightViews
 
-ReturnType = Literal["logits", "loss", "both"]
 Hooks = Sequence[tuple[NameFilter, HookFunction]]
 Input = str | Sequence[str] | TokenBatch | Tensor
-
-
-class LogitsAndLoss(NamedTuple):
-    """What a run with `return_type="both"` gives."""
-
-    logits: Float[Tensor, "batch pos d_vocab"]
-    loss: Tensor
-
-
-@dataclass(frozen=True)
-class _Run:
-    """The checked arguments of one forward pass."""
-
-    input: Tensor  # batch pos tokens, or batch pos d_model
-    visible: Visibility
-    start: int
-    stop: int | None
-    past: KeyValueCache | None
-    mask: Tensor | None  # of the new tokens, None without padding
-    return_type: ReturnType
-    loss_per_token: bool
-    about: Mapping[str, Any]  # what a cache tells of its tokens
 
 
 class HookedGPT2(WeightViews):
@@ -255,14 +232,15 @@ class HookedGPT2(WeightViews):
         start_at_layer: int | None = None,
         stop_at_layer: int | None = None,
         past_kv_cache: KeyValueCache | None = None,
-    ) -> Tensor | LogitsAndLoss:
+    ) -> Output:
         """Run the model.
 
         Args:
             input: text, several texts, what `tokenize` gave, token ids (`batch pos` or `pos`),
                 or with `start_at_layer` the residual `batch pos d_model` that enters that block.
             return_type: "logits" (`batch pos d_vocab`), "loss" (mean next-token cross-entropy in
-                nats over tokens that are not padding) or "both".
+                nats over tokens that are not padding), "both", or None for nothing (the
+                unembedding is then left out, the final layer norm is not).
             loss_per_token: loss as `batch pos-1`, NaN where the token or its successor is padding.
             prepend_bos: put `<|endoftext|>` before text; ids are taken as they are.
             padding_side: where shorter texts are padded.
@@ -280,15 +258,15 @@ class HookedGPT2(WeightViews):
         run = self._checked_run(
             input,
             return_type,
-            loss_per_token,
-            prepend_bos,
-            padding_side,
-            attention_mask,
-            start_at_layer,
-            stop_at_layer,
-            past_kv_cache,
+            loss_per_token=loss_per_token,
+            prepend_bos=prepend_bos,
+            padding_side=padding_side,
+            attention_mask=attention_mask,
+            start_at_layer=start_at_layer,
+            stop_at_layer=stop_at_layer,
+            past_kv_cache=past_kv_cache,
         )
-        return self._answer(run, self._execute(run, Listeners(self.hook_dict)))
+        return run.answer(self._execute(run, Listeners(self.hook_dict)))
 
     def run_with_cache(
         self,
@@ -301,7 +279,7 @@ class HookedGPT2(WeightViews):
         device: str | torch.device | None = None,
         remove_batch_dim: bool = False,
         **forward: Any,
-    ) -> tuple[Tensor | LogitsAndLoss, ActivationCache]:
+    ) -> tuple[Output, ActivationCache]:
         """Run the model and keep activations.
 
         Args:
@@ -323,7 +301,7 @@ class HookedGPT2(WeightViews):
                 does not pass the point.
             others: as `forward`.
         """
-        run = self._checked_run(input, return_type, **_forward_arguments(forward))
+        run = self._checked_run(input, return_type, **known_arguments(forward))
         if remove_batch_dim and run.input.shape[0] != 1:
             raise ValueError(
                 f"remove_batch_dim needs a batch of one prompt, this one has {run.input.shape[0]}."
@@ -333,7 +311,7 @@ class HookedGPT2(WeightViews):
         listeners = Listeners(self.hook_dict)
         listeners.collect(names, builder)
         if incl_bwd is False:
-            output = self._answer(run, self._execute(run, listeners))
+            output = run.answer(self._execute(run, listeners))
         else:
             output = self._with_gradients(run, listeners, names, builder, incl_bwd)
         cache = builder.cache(**run.about)
@@ -347,7 +325,7 @@ class HookedGPT2(WeightViews):
         fwd_hooks: Hooks = (),
         bwd_hooks: Hooks = (),
         **forward: Any,
-    ) -> Tensor | LogitsAndLoss:
+    ) -> Output:
         """Run the model with functions listening for this run only.
 
         Args:
@@ -364,7 +342,7 @@ class HookedGPT2(WeightViews):
                 of the same shape, dtype and device.
             others: as `forward`, and what a hook raises.
         """
-        run = self._checked_run(input, return_type, **_forward_arguments(forward))
+        run = self._checked_run(input, return_type, **known_arguments(forward))
         listeners = Listeners(self.hook_dict)
         for names, fn in _pairs(fwd_hooks, "fwd_hooks"):
             for name in self._passed(names, run):
@@ -372,15 +350,16 @@ class HookedGPT2(WeightViews):
         for names, fn in _pairs(bwd_hooks, "bwd_hooks"):
             for name in self._passed(names, run):
                 listeners.add(name, bwd=[fn])
-        return self._answer(run, self._execute(run, listeners))
+        return run.answer(self._execute(run, listeners))
 
-    def _execute(self, run: _Run, listeners: Listeners, *, frozen: bool = False) -> Tensor:
+    def _execute(self, run: Run, listeners: Listeners, *, frozen: bool = False) -> Tensor:
         out = self.compute(
             run.input,
             run.visible,
             listeners,
             start_at_layer=run.start,
             stop_at_layer=run.stop,
+            unembed=run.return_type is not None,
             past=run.past,
             frozen=frozen,
         )
@@ -390,15 +369,15 @@ class HookedGPT2(WeightViews):
 
     def _with_gradients(
         self,
-        run: _Run,
+        run: Run,
         listeners: Listeners,
         names: list[str],
         builder: CacheBuilder,
         incl_bwd: bool | Callable[[Any], Tensor],
-    ) -> Tensor | LogitsAndLoss:
+    ) -> Output:
         kept = listeners.keep_for_gradients(names)
         with torch.enable_grad():
-            output = self._answer(run, self._execute(run, listeners, frozen=True))
+            output = run.answer(self._execute(run, listeners, frozen=True))
             value = incl_bwd(output) if callable(incl_bwd) else output
             if not isinstance(value, Tensor) or value.numel() != 1:
                 got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
@@ -412,23 +391,6 @@ class HookedGPT2(WeightViews):
         for name, gradient in zip(kept, gradients, strict=True):
             builder(self.hook_dict[name], gradient, suffix="_grad")
         return output
-
-    def _answer(self, run: _Run, out: Tensor) -> Tensor | LogitsAndLoss:
-        if run.stop is not None or run.return_type == "logits":
-            return out
-        tokens = run.input
-        exact = torch.float64 if out.dtype == torch.float64 else torch.float32
-        log_probs = out[:, :-1].log_softmax(-1, dtype=exact)
-        loss = -log_probs.gather(-1, tokens[:, 1:, None])[..., 0]
-        if run.mask is None:
-            loss = loss if run.loss_per_token else loss.mean()
-        else:
-            counted = run.mask[:, 1:] & run.mask[:, :-1]
-            if run.loss_per_token:
-                loss = loss.masked_fill(~counted, torch.nan)
-            else:
-                loss = loss[counted].mean()
-        return loss if run.return_type == "loss" else LogitsAndLoss(out, loss)
 
     # ---------------------------------------------------------------- hooks that stay
 
@@ -496,31 +458,20 @@ class HookedGPT2(WeightViews):
         needed = console.measure(table, options=console.options.update(width=1000)).maximum
         console.print(table, width=max(needed, console.width), soft_wrap=True)
 
-    # ---------------------------------------------------------------- checking arguments
-
-    def _passed(self, names_filter: NameFilter | None, run: _Run) -> list[str]:
+    def _passed(self, names_filter: NameFilter | None, run: Run) -> list[str]:
         """The points that a filter picks among those that this run passes."""
         everything = list(self.hook_dict)
-        stop = self.cfg.n_layers if run.stop is None else run.stop
-        layers = range(run.start, stop)
-
-        def passes(point: HookPoint) -> bool:
-            if point.name.startswith("blocks."):
-                return point.layer() in layers
-            if point.name.startswith("ln_final."):
-                return run.stop is None
-            return not run.input.is_floating_point()
-
-        here = {n for n, p in self.hook_dict.items() if passes(p)}
+        here = {name for name, point in self.hook_dict.items() if run.passes(point)}
         if names_filter is None:
             return [n for n in everything if n in here and not self.hook_dict[n].on_request]
-        chosen = here.intersection(select(names_filter, everything))
         single = isinstance(names_filter, str | tuple) or callable(names_filter)
-        for entry in [names_filter] if single else cast(Sequence, names_filter):
+        entries: list[Any] = [names_filter] if single else list(cast(Iterable, names_filter))
+        chosen = here.intersection(select(names_filter if single else entries, everything))
+        for entry in entries:
             if not here.intersection(select(entry, everything)):
                 raise UnknownHookName(
-                    f"this run does not pass {entry!r}: it runs layers {run.start} to {stop - 1} "
-                    f"(start_at_layer, stop_at_layer)."
+                    f"this run does not pass {entry!r}: it runs layers {run.start} to "
+                    f"{run.end - 1} (start_at_layer, stop_at_layer)."
                 )
         return [n for n in everything if n in chosen]
 
@@ -528,21 +479,12 @@ class HookedGPT2(WeightViews):
         self,
         input: Input,
         return_type: ReturnType = "logits",
-        loss_per_token: bool = False,
+        *,
         prepend_bos: bool = True,
         padding_side: Literal["left", "right"] = "right",
         attention_mask: Tensor | None = None,
-        start_at_layer: int | None = None,
-        stop_at_layer: int | None = None,
-        past_kv_cache: KeyValueCache | None = None,
-    ) -> _Run:
-        n_layers = self.cfg.n_layers
-        start = _layer("start_at_layer", start_at_layer, n_layers) or 0
-        stop = _layer("stop_at_layer", stop_at_layer, n_layers)
-        if stop is not None and stop < start:
-            raise IndexError(f"stop_at_layer={stop_at_layer} is before start_at_layer={start}.")
-        if return_type not in ("logits", "loss", "both"):
-            raise ValueError(f"return_type is 'logits', 'loss' or 'both', not {return_type!r}.")
+        **arguments: Any,
+    ) -> Run:
         about: dict[str, Any] = {}
         if not isinstance(input, Tensor | TokenBatch):
             input = self.tokenize(input, prepend_bos=prepend_bos, padding_side=padding_side)
@@ -551,85 +493,15 @@ class HookedGPT2(WeightViews):
                 raise ValueError("text brings its own mask: attention_mask goes with token ids.")
             about = {"str_tokens": input.str_tokens, "prepend_bos": input.prepend_bos}
             attention_mask, input = input.attention_mask, input.tokens
-        input = self._checked_input(input, start_at_layer)
-        if not input.is_floating_point():
-            about["tokens"] = input
-        batch, n_new = input.shape[:2]
-        past_length = 0
-        if past_kv_cache is not None:
-            past_kv_cache.check(batch, n_new, self.dtype, self.device)
-            past_length = past_kv_cache.length
-        if past_length + n_new > self.cfg.n_ctx:
-            raise ValueError(
-                f"the prompt has {past_length + n_new} tokens, this model reads at most "
-                f"n_ctx = {self.cfg.n_ctx}."
-            )
-        mask = _checked_mask(attention_mask, (batch, n_new), self.device)
-        about["attention_mask"] = mask
-        if return_type != "logits" and stop is None:
-            if input.is_floating_point():
-                raise ValueError("the loss needs tokens, but the run begins from a residual.")
-            if n_new < 2:
-                raise ValueError("the loss needs at least two tokens: it is of the next token.")
-        elif return_type != "logits":
-            raise ValueError(f"a run with stop_at_layer has no {return_type}: it ends earlier.")
-        elif loss_per_token:
-            raise ValueError("loss_per_token needs return_type 'loss' or 'both'.")
-        whole = torch.ones(batch, n_new, dtype=torch.bool, device=self.device)
-        whole = whole if mask is None else mask
-        padded = mask is not None
-        if past_kv_cache is not None and past_length:
-            earlier = past_kv_cache.mask[:, :past_length]
-            padded = padded or not bool(earlier.all())
-            whole = torch.cat([earlier, whole], dim=1)
-        return _Run(
-            input=input,
-            visible=Visibility.of(whole, n_new, padded),
-            start=start,
-            stop=stop,
-            past=past_kv_cache,
-            mask=mask,
+        return checked_run(
+            self.cfg,
+            self.W_E,
+            input,
             return_type=return_type,
-            loss_per_token=loss_per_token,
+            attention_mask=attention_mask,
             about=about,
+            **arguments,
         )
-
-    def _checked_input(self, input: Tensor, start_at_layer: int | None) -> Tensor:
-        if start_at_layer is not None:
-            expected = f"start_at_layer={start_at_layer} takes a residual batch pos d_model"
-            if not input.is_floating_point() or input.ndim != 3:
-                raise ValueError(f"{expected}, not {input.dtype} of shape {tuple(input.shape)}.")
-            if input.shape[-1] != self.cfg.d_model:
-                raise ValueError(
-                    f"{expected} with d_model = {self.cfg.d_model}, not {input.shape[-1]}."
-                )
-            if input.dtype != self.dtype or input.device != self.device:
-                raise ValueError(
-                    f"the residual is {input.dtype} on {input.device}, the model {self.dtype} on "
-                    f"{self.device}."
-                )
-        else:
-            if input.is_floating_point() or input.is_complex() or input.dtype == torch.bool:
-                raise TypeError(
-                    f"token ids are whole numbers, not {input.dtype} (a residual needs "
-                    f"start_at_layer)."
-                )
-            input = input[None] if input.ndim == 1 else input
-            if input.ndim != 2:
-                raise ValueError(
-                    f"tokens are batch pos, or pos, not of shape {tuple(input.shape)}."
-                )
-            input = input.to(self.device, torch.long)
-        if input.numel() == 0:
-            raise ValueError(f"there are no tokens: the input has shape {tuple(input.shape)}.")
-        if not input.is_floating_point():
-            low, high = (int(x) for x in input.aminmax())
-            if low < 0 or high >= self.cfg.d_vocab:
-                raise IndexError(
-                    f"token id {low if low < 0 else high} is out of range: this model has "
-                    f"d_vocab = {self.cfg.d_vocab}, ids 0 to {self.cfg.d_vocab - 1}."
-                )
-        return input
 
     def __repr__(self) -> str:
         c = self.cfg
@@ -640,68 +512,9 @@ class HookedGPT2(WeightViews):
         )
 
 
-_FORWARD = (
-    "loss_per_token",
-    "prepend_bos",
-    "padding_side",
-    "attention_mask",
-    "start_at_layer",
-    "stop_at_layer",
-    "past_kv_cache",
-)
-
-
-def _forward_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    from hooks.names import nearest
-
-    for name in given:
-        if name not in _FORWARD:
-            raise TypeError(
-                f"unknown keyword {name!r}.{nearest(name, _FORWARD)} A run takes: "
-                f"{', '.join(_FORWARD)}."
-            )
-    return given
-
-
 def _pairs(hooks: Iterable, what: str) -> list[tuple[NameFilter, HookFunction]]:
     pairs = list(hooks)
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"{what} takes pairs (name, function), not {pair!r}.")
     return [cast(tuple[NameFilter, HookFunction], tuple(pair)) for pair in pairs]
-
-
-def _layer(what: str, layer: int | None, n_layers: int) -> int | None:
-    if layer is None:
-        return None
-    if isinstance(layer, bool) or not isinstance(layer, int):
-        raise TypeError(f"{what} is a whole number, not {layer!r}.")
-    if not -n_layers <= layer <= n_layers:
-        raise IndexError(
-            f"{what}={layer} is out of range: this model has {n_layers} layers, so it goes from "
-            f"0 to {n_layers} (or -{n_layers} to -1)."
-        )
-    return layer + n_layers if layer < 0 else layer
-
-
-def _checked_mask(
-    mask: Tensor | None, shape: tuple[int, int], device: torch.device
-) -> Tensor | None:
-    """The mask as bool, or None where nothing is masked."""
-    if mask is None:
-        return None
-    mask = mask[None] if mask.ndim == 1 and shape[0] == 1 else mask
-    if tuple(mask.shape) != shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(mask.shape)}, the tokens are batch pos = {shape}."
-        )
-    if mask.dtype != torch.bool:
-        if not bool(((mask == 0) | (mask == 1)).all()):
-            raise ValueError("attention_mask holds other values than 0 and 1.")
-        mask = mask.bool()
-    mask = mask.to(device)
-    if bool(mask.all()):
-        return None
-    if not bool(mask.any(1).all()):
-        raise ValueError("attention_mask leaves a prompt without any token.")
-    return mask

@@ -275,11 +275,13 @@ class GPT2(nn.Module):
         *,
         start_at_layer: int,
         stop_at_layer: int | None,
+        unembed: bool,
         past: KeyValueCache | None,
         frozen: bool,
     ) -> Tensor:
         """From tokens (or the residual that enters block `start_at_layer`) to logits (or the
-        residual that enters block `stop_at_layer`).
+        residual that enters block `stop_at_layer`, or without `unembed` what the final layer norm
+        gives).
 
         Args:
             input: `batch pos` tokens, or, with `start_at_layer` > 0 or a floating dtype, a
@@ -298,7 +300,8 @@ class GPT2(nn.Module):
         if stop_at_layer is not None:
             return residual
         weight, bias = self.get_parameter("ln_f.weight"), self.get_parameter("ln_f.bias")
-        return self.unembed(self.layer_norm("ln_final", residual, weight, bias, at))
+        normalized = self.layer_norm("ln_final", residual, weight, bias, at)
+        return self.unembed(normalized) if unembed else normalized
 
     def _blocks(self, start: int, stop: int, frozen: bool) -> Iterator[tuple[int, BlockWeights]]:
         rows = [self._weight(name, frozen).unbind(0) for name in STACKED]

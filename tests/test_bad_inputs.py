@@ -47,7 +47,7 @@ BAD = {
     "return type": (
         lambda m: m(TOKENS, "logit"),
         ValueError,
-        "'logits', 'loss' or 'both', not 'logit'",
+        "'logits', 'loss', 'both' or None, not 'logit'",
     ),
     "loss of one token": (lambda m: m(TOKENS[:, :1], "loss"), ValueError, "at least two tokens"),
     "loss per token of logits": (

@@ -127,7 +127,13 @@ VARIANTS: list[dict[str, Any]] = [
     {"bos_token_id": 5, "eos_token_id": [6, 7], "initializer_range": 0.1},
     {"bos_token_id": None, "eos_token_id": None},
 ]
-SIZES: dict[str, Any] = {"n_layer": 3, "n_embd": 24, "n_head": 4, "n_positions": 32, "vocab_size": 50300}
+SIZES: dict[str, Any] = {
+    "n_layer": 3,
+    "n_embd": 24,
+    "n_head": 4,
+    "n_positions": 32,
+    "vocab_size": 50300,
+}
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

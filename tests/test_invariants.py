@@ -293,6 +293,24 @@ def test_looking_costs_what_you_look_at(model, tokens, monkeypatch):
 
 
 @torch.no_grad()
+def test_without_output_nothing_is_unembedded(model, tokens, monkeypatch):
+    _, whole = model.run_with_cache(tokens)
+    unembed = count_calls(monkeypatch, "unembed")
+    out, cache = model.run_with_cache(tokens, return_type=None)
+    assert out is None and unembed == []
+    assert set(cache) == set(whole)
+    assert all(value.equal(whole[name]) for name, value in cache.items())
+
+
+@torch.no_grad()
+def test_a_filter_may_be_any_iterable(model, tokens):
+    names = ["hook_embed", ("pattern", 1)]
+    for names_filter in (names, (name for name in names), {"hook_embed": 0, ("pattern", 1): 0}):
+        _, cache = model.run_with_cache(tokens, names_filter=names_filter)
+        assert list(cache) == ["hook_embed", "blocks.1.attn.hook_pattern"]
+
+
+@torch.no_grad()
 def test_default_cache_holds_each_tensor_once(model, tokens):
     _, cache = model.run_with_cache(tokens)
     assert set(cache) == set(POINTS) - {n for n in POINTS if n.split(".", 2)[-1] in ON_REQUEST}
@@ -378,8 +396,8 @@ def test_key_value_cache(model, tokens, mask, name):
             parts = []
             for a, b in pairwise(cuts):
                 part = None if mask is None else mask[:, a:b]
-                if part is not None and not part.any(1).all():
-                    break
+                if part is not None and a == 0 and not part.any(1).all():
+                    break  # a prompt of which nothing has come yet is refused
                 out, _ = model.run_with_cache(
                     tokens[:, a:b], names_filter=names, attention_mask=part, past_kv_cache=past
                 )
