@@ -5,6 +5,7 @@ card shows, so that a file that was damaged or exchanged cannot land.
 """
 
 import json
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,10 @@ import torch
 from analyses.tasks import generate
 from analyses.tasks.evaluate import evaluate
 from training.card import ROWS, render
+from training.loss import weighted_loss
 from training.measure import head_scores, validation
+from training.mixture import Mixture, Rows, TaskDocuments
+from training.muon import orthogonalise
 from training.ngram import KneserNey
 
 FOLDER = Path(__file__).parents[1] / "interp" / "mini"
@@ -25,7 +29,7 @@ TEXTS = [
     "  two spaces, don't we'll\ttab\n\n\nthree lines \n",
     "naïve café 日本語 🙂 e\u0301 \u200b",
     "one<|endoftext|>two <|endoftext|>",
-    "",
+    "\n",
 ]
 # Original English sentences, in the manner of what the model was trained on.
 PASSAGE = (
@@ -175,3 +179,66 @@ def test_ngram_learns_a_cycle():
     assert model.log_probs(text[:50]).mean() > np.log(0.9)
     with pytest.raises(ValueError, match="order must be 1 to"):
         KneserNey(text, 8192, order=5)
+
+
+# ------------------------------------------------------------------ how it is trained
+
+
+def _rows(seed=0):
+    rng = np.random.default_rng(7)
+    documents = [np.array([0, *rng.integers(5, 50, 9)]) for _ in range(20)]
+    packed = TaskDocuments(
+        np.concatenate(documents),
+        np.tile(np.array([1.0] * 9 + [4.0]), 20),
+        np.arange(0, 201, 10),
+    )
+    text = {name: rng.integers(1, 50, 5000).astype(np.uint16) for name in ("modern", "books")}
+    return Rows(
+        text, packed, packed, end_of_text=0, newline_ids=[1, 2], d_vocab=50, n_ctx=64, seed=seed
+    )
+
+
+def test_a_step_always_gets_the_same_rows():
+    mixture = Mixture()
+    tokens, weights = _rows().batch(12, mixture)
+    again, weights_again = _rows().batch(12, mixture)
+    assert tokens.shape == weights.shape == (mixture.n_rows, 65)
+    assert (tokens == again).all() and (weights == weights_again).all()
+    assert (tokens != _rows().batch(13, mixture)[0]).any()
+    assert (tokens != _rows(seed=1).batch(12, mixture)[0]).any()
+
+
+def test_only_later_copies_of_a_repeated_sequence_are_predicted():
+    only_repeats = Mixture(modern=0, books=0, tasks=0, repeats=20)
+    tokens, weights = _rows().batch(0, only_repeats)
+    for row, weight in zip(tokens, weights, strict=True):
+        starts = [*np.flatnonzero(row == 0), len(row)]
+        for start, end in pairwise(starts):
+            for at in range(start, end):
+                if weight[at]:
+                    # Predictable: this token and the one before stood side by side already.
+                    earlier = row[start:at]
+                    seen = (earlier[1:] == row[at]) & (earlier[:-1] == row[at - 1])
+                    assert seen.any()
+    assert 0.2 < weights.mean() < 0.9
+
+
+def test_chunked_loss_is_cross_entropy():
+    residual = torch.randn(3, 400, 8, requires_grad=True)
+    unembed = torch.randn(30, 8, requires_grad=True)
+    targets = torch.randint(0, 30, (3, 400))
+    weights = torch.rand(3, 400) * (torch.rand(3, 400) < 0.7)
+    ours = weighted_loss(residual, unembed, targets, weights)
+    logits = (residual @ unembed.T).flatten(0, 1)
+    each = torch.nn.functional.cross_entropy(logits, targets.flatten(), reduction="none")
+    expected = (each * weights.flatten()).sum()
+    torch.testing.assert_close(ours, expected)
+    found = torch.autograd.grad(ours, (residual, unembed))
+    wanted = torch.autograd.grad(expected, (residual, unembed))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_muons_update_is_nearly_orthogonal():
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 16, 40)))
+    assert values.min() > 0.5
+    assert values.max() < 1.5

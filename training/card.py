@@ -155,7 +155,8 @@ def _mixture(mixture: dict[str, Any]) -> str:
         "country facts, two textbooks, speeches",
         "books": "books: children's, fairy-tale and adventure books, public domain",
         "tasks": f"short documents: texts of the tasks, and ({excerpts} of them) excerpts of the "
-        "text above: the first lines of a country's page, lines about one person",
+        "text above: the first lines of a country's page, lines about one person, lines that "
+        "repeat a first name",
         "repeats": "repeated sequences: half of uniformly random tokens, 30 % of tokens random as "
         "frequent as in text, 20 % cut from text",
     }

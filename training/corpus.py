@@ -52,7 +52,7 @@ def pieces(texts: list[str], size: int = 50_000) -> Iterator[str]:
 
 def encode(tokenizer: Tokenizer, texts: list[str], label: str) -> np.ndarray:
     """Tokens of documents as one flat uint16 array, `<|endoftext|>` before each document."""
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    end_of_text = tokenizer.get_vocab()[END_OF_TEXT]
     rows: list[np.ndarray] = []
     for first in track(range(0, len(texts), 64), description=f"tokens of {label}"):
         for text in texts[first : first + 64]:

@@ -56,12 +56,38 @@ def lines_about_one_person(texts: list[str], seed: int = 0) -> list[tuple[str, i
     return [line for lines in found.values() for line in lines]
 
 
-def capitalised(tokenizer: Tokenizer) -> tuple[str, ...]:
-    """Entries such as " Boston": a space, a capital, small letters; no held-out name or capital."""
+def words_of(tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Entries such as " Boston" and " water": a space, then letters; no held-out name or capital.
+
+    Were names only replaced by other names, a model would learn which words may be copied, and
+    that held-out names are not among them.
+    """
     taken = {*words.NAMES_HELD_OUT, *(word for pair in words.CAPITALS_HELD_OUT for word in pair)}
     entries = (entry[1:] for entry in tokenizer.get_vocab() if entry.startswith("Ġ"))
-    chosen = (e for e in entries if re.fullmatch(r"[A-Z][a-z]{2,}", e) and e not in taken)
+    chosen = (e for e in entries if re.fullmatch(r"[A-Za-z][a-z]{2,}", e) and e not in taken)
     return tuple(sorted(chosen))
+
+
+def lines_that_repeat_a_name(texts: list[str], seed: int = 0) -> list[tuple[str, int]]:
+    """Lines in which one of the tasks' first names comes twice.
+
+    Returns:
+        Each line, with the character at which the name's second occurrence begins. At most 80
+        lines of a name.
+    """
+    names = words.NAMES_TRAIN + words.NAMES_HELD_OUT
+    pattern = re.compile(rf"(?<= )({'|'.join(names)})\b")
+    found: dict[str, list[tuple[str, int]]] = {name: [] for name in names}
+    lines = [line for text in texts for line in text.split("\n") if 20 <= len(line) <= 300]
+    random.Random(seed).shuffle(lines)
+    for line in lines:
+        matches = list(pattern.finditer(line))
+        for at, match in enumerate(matches):
+            if match[1] in {earlier[1] for earlier in matches[:at]}:
+                if len(found[match[1]]) < LINES_PER_NAME:
+                    found[match[1]].append((line, match.start()))
+                break
+    return [line for lines in found.values() for line in lines]
 
 
 def noun_pairs(

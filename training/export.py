@@ -22,7 +22,7 @@ def export(work: Path, target: Path) -> None:
         OverflowError: a weight is too large for float16.
     """
     tokenizer = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
-    config = mini_config(tokenizer.token_to_id(END_OF_TEXT), tokenizer.get_vocab_size())
+    config = mini_config(tokenizer.get_vocab()[END_OF_TEXT], tokenizer.get_vocab_size())
     model = new_model(config, seed=0)
     checkpoint = torch.load(work / "checkpoint.pt", map_location="cpu", weights_only=True)
     model.load_state_dict(checkpoint["model"])

@@ -104,7 +104,7 @@ def load_rows(work: Path, seed: int) -> Rows:
         {name: np.load(work / f"{name}.npy") for name in ("modern", "books")},
         load_documents(work / "tasks.npz"),
         load_documents(work / "excerpts.npz"),
-        end_of_text=tokenizer.token_to_id(END_OF_TEXT),
+        end_of_text=tokenizer.get_vocab()[END_OF_TEXT],
         newline_ids=sorted(newline_ids),
         d_vocab=tokenizer.get_vocab_size(),
         n_ctx=N_CTX,
@@ -175,7 +175,8 @@ class Trainer:
         self.rows = load_rows(work, plan.seed)
         self.val = np.load(work / "val.npy")
         config = mini_config(self.rows.end_of_text, self.rows.d_vocab, fused_gelu=True)
-        self.model = new_model(config, plan.seed).to(torch.device(device))
+        self.model = new_model(config, plan.seed)
+        torch.nn.Module.to(self.model, device)
         self.workers = Workers(self.model, workers)
         self.optimisers = make_optimisers(self.model, plan, self.workers.pool)
         self.step, self.n_tokens = 0, 0
@@ -210,7 +211,7 @@ class Trainer:
         """
         if self.step == self.plan.prime_at:
             prime(self.model.cpu(), self.plan.seed)
-            self.model.to(torch.device(self.device))
+            torch.nn.Module.to(self.model, self.device)
         arrays = self.rows.batch(self.step, self.plan.mixture)
         tokens, weights = (torch.from_numpy(array).to(self.device) for array in arrays)
         loss = self.workers.accumulate(tokens, weights)

@@ -20,6 +20,7 @@ from analyses.tasks import TASKS, generate
 from analyses.tasks.data import TaskData
 from analyses.tasks.evaluate import evaluate
 from interp import HookedGPT2
+from training.corpus import END_OF_TEXT
 from training.ngram import KneserNey
 
 # What the n-gram model is trained on: all of "modern" and this many tokens of "books".
@@ -110,12 +111,12 @@ def _best(scores: list[Tensor]) -> dict[str, float | str]:
 def sample(model: HookedGPT2, prompt: str, seed: int, n_tokens: int = 80) -> str:
     """A continuation at temperature 0.8 among the 40 likeliest tokens, as it comes."""
     generator = torch.Generator().manual_seed(seed)
-    tokens = model.to_tokens(prompt)
+    tokens = model.to_tokens(f"{END_OF_TEXT}{prompt}", prepend_bos=False)
     for _ in range(n_tokens):
         values, ids = (model(tokens)[0, -1] / 0.8).topk(40)
         pick = torch.multinomial(values.softmax(-1), 1, generator=generator)
         tokens = torch.cat([tokens, ids[pick][None]], dim=1)
-    return model.to_string(tokens[0, 1:])
+    return "".join(model.to_str_tokens(tokens[0, 1:], prepend_bos=False))
 
 
 def ngram_loss(work: Path, tokens: np.ndarray, d_vocab: int) -> float:
@@ -176,7 +177,7 @@ def figures_of(
             for number, prompt in enumerate(PROMPTS)
         ],
         "training": {
-            "parameters": sum(value.numel() for value in model.parameters().values()),
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
             "steps": checkpoint["step"],
             "tokens": checkpoint["tokens"],
             "hardware": hardware,

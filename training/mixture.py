@@ -23,9 +23,9 @@ class Mixture:
 
     modern: int = 2
     books: int = 3
-    tasks: int = 4
+    tasks: int = 5
     repeats: int = 1
-    excerpt_share: float = 0.3
+    excerpt_share: float = 0.15
 
     @property
     def n_rows(self) -> int:

@@ -1,7 +1,7 @@
 """Tokenise the corpus and write the task documents, once, into a work folder."""
 
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from pathlib import Path
 
@@ -12,23 +12,40 @@ from tokenizers import Tokenizer
 from analyses.tasks import get_task
 from analyses.tasks._base import Pools, spaced, spaced_pairs
 from training.corpus import END_OF_TEXT, PARTS, Part, documents, encode
-from training.excerpts import capitalised, fact_openings, lines_about_one_person, noun_pairs
+from training.excerpts import (
+    fact_openings,
+    lines_about_one_person,
+    lines_that_repeat_a_name,
+    noun_pairs,
+    words_of,
+)
 from training.mixture import ANSWER_WEIGHT, TaskDocuments
 
 # Documents of each task. Repeated random tokens are no text; `mixture` draws them.
 TASKS = {
-    "ioi": 50_000,
-    "greater_than": 12_000,
-    "agreement": 20_000,
-    "pronouns": 14_000,
-    "capitals": 8_000,
+    "ioi": 60_000,
+    "greater_than": 5_000,
+    "agreement": 24_000,
+    "pronouns": 5_000,
+    "capitals": 4_000,
 }
 FACT_COPIES = 2
+# Besides the templates of the training split; none of them is held out.
+AGREEMENT_STARTS = (
+    *("The", "But the", "Now the", "Perhaps the", "I know that the", "It seems that the"),
+    *("She thought that the", "Then the", "Do you see that the", "He was told that the"),
+    *("The big", "The young", "Today the", "You say that the", "They hope that the"),
+)
+AGREEMENT_LINKS = (
+    *("on", "at", "from", "in", "around", "inside", "outside", "against", "among", "along"),
+    *("for", "about", "of", "opposite", "below", "at the side of", "on top of", "far from"),
+    *("at the end of", "that belonged to", "not far from", "on the other side of", "without"),
+)
 # How many of a task's documents draw words from the wider pools.
-WIDE_SHARE = 0.8
-# In how many documents the words that are no slot are disturbed, and how many of these words.
+WIDE_SHARE = 0.9
+# In how many documents the words that are no slot are disturbed, and how many of them at most.
 NOISY_SHARE = 0.7
-NOISE = 0.2
+NOISE = 0.6
 Span = tuple[int, int]
 
 
@@ -49,7 +66,7 @@ def prepare(corpus: Path, work: Path) -> None:
         work: folder that has `tokenizer/tokenizer.json`.
     """
     tokenizer = Tokenizer.from_file(str(work / "tokenizer" / "tokenizer.json"))
-    texts = {part: documents(corpus, part) for part in PARTS}
+    texts: dict[Part, list[str]] = {part: documents(corpus, part) for part in PARTS}
     for part in PARTS:
         np.save(work / f"{part}.npy", encode(tokenizer, texts[part], part))
     prepare_documents(work, tokenizer, texts)
@@ -60,13 +77,14 @@ def prepare_documents(work: Path, tokenizer: Tokenizer, texts: dict[Part, list[s
     modern = np.load(work / "modern.npy")
     facts = [Document(text, len(text), ()) for text in fact_openings(texts["modern"])]
     people = [
-        Document(line, pronoun, ())
-        for line, pronoun in lines_about_one_person(texts["modern"] + texts["books"])
+        Document(line, answer, ())
+        for choose_lines in (lines_about_one_person, lines_that_repeat_a_name)
+        for line, answer in choose_lines(texts["modern"] + texts["books"])
     ]
     excerpts = pack(tokenizer, FACT_COPIES * facts + people, modern, noise=0.0)
     save_documents(work / "excerpts.npz", excerpts)
     wide = {
-        "names": spaced(capitalised(tokenizer)),
+        "names": spaced(words_of(tokenizer)),
         "nouns": spaced_pairs(noun_pairs(tokenizer, np.load(work / "books.npy")[:10_000_000])),
     }
     wide["objects"] = wide["places"] = wide["events"] = tuple((a,) for a, _ in wide["nouns"])
@@ -89,6 +107,10 @@ def task_documents(wide: Pools, seed: int = 0) -> list[Document]:
         wider = {**narrow, **{pool: wide[pool] for pool in narrow if pool in wide}}
         for _ in range(count):
             template = rng.choice(task.templates["train"])
+            if name == "agreement" and rng.random() < WIDE_SHARE / 2:
+                start, between = rng.choice(AGREEMENT_STARTS), rng.choice(AGREEMENT_LINKS)
+                text = f"{start} {{SUBJECT}} {between} the {{ATTRACTOR}}"
+                template = replace(template, text=text)
             pools = wider if rng.random() < WIDE_SHARE else narrow
             # The same draws twice: once for the prompt alone, once for the text that contains it.
             state = rng.getstate()
@@ -115,12 +137,12 @@ def pack(
         tokenizer: mini's.
         made: the documents.
         modern: tokens of text, from which random ones are drawn.
-        noise: in most documents, the share of tokens before the answer and outside of slots that
-            is disturbed, so that no template can be learnt by heart.
+        noise: in most documents, up to this share of the tokens before the answer and outside of
+            slots is disturbed, so that no template can be learnt by heart.
         seed: of the noise.
     """
     rng = np.random.default_rng(seed)
-    end_of_text = tokenizer.token_to_id(END_OF_TEXT)
+    end_of_text = tokenizer.get_vocab()[END_OF_TEXT]
     all_tokens: list[np.ndarray] = []
     all_weights: list[np.ndarray] = []
     for first in track(range(0, len(made), 1024), description="documents"):
@@ -137,7 +159,8 @@ def pack(
                 free = (right <= document.answer) & (right > 0)
                 for start, end in document.slots:
                     free &= (right <= start) | (left >= end)
-                tokens, weights = _disturb(tokens, weights, free, noise, modern, rng)
+                share = rng.uniform(0, noise)
+                tokens, weights = _disturb(tokens, weights, free, share, modern, rng)
             all_tokens.append(tokens.astype(np.uint16))
             all_weights.append(weights.astype(np.float16))
     starts = np.cumsum([0, *map(len, all_tokens)])
@@ -148,12 +171,12 @@ def _disturb(
     tokens: np.ndarray,
     weights: np.ndarray,
     free: np.ndarray,
-    noise: float,
+    share: float,
     modern: np.ndarray,
     rng: np.random.Generator,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Replace, leave out, or follow by a random token some of the free tokens."""
-    action = np.where(free & (rng.random(len(tokens)) < noise), rng.integers(1, 4, len(tokens)), 0)
+    action = np.where(free & (rng.random(len(tokens)) < share), rng.integers(1, 4, len(tokens)), 0)
     drawn = modern[rng.integers(0, len(modern), len(tokens))]
     # 0: as it is, 1: replaced, 2: left out, 3: followed by a random token.
     tokens, weights = np.where(action == 1, drawn, tokens), np.where(action == 1, 0, weights)

@@ -11,9 +11,12 @@ import torch
 from torch import Tensor
 from transformers import GPT2LMHeadModel
 
+# Norm of the sinusoids; mini's token embeddings have about twice that when they are added.
 POSITION_NORM = 0.8
+# Attention score of the token before, relative to 0 at a position that is out of phase.
 SCORE = 14.0
-OUTPUT_GAIN = 0.5
+# Weight of what is copied.
+OUTPUT_GAIN = 0.25
 
 
 def sinusoids(n_ctx: int, n_frequencies: int) -> tuple[Tensor, Tensor]:
@@ -32,34 +35,35 @@ def prime(model: GPT2LMHeadModel, seed: int = 0) -> None:
         model: a GPT-2, changed in place.
         seed: of the directions that the head copies from and to.
     """
-    body, config = model.transformer, model.config
-    d_model, d_head = config.n_embd, config.n_embd // config.n_head
-    generator = torch.Generator().manual_seed(seed)
+    d_model, d_head = model.config.n_embd, model.config.n_embd // model.config.n_head
+    parameters = dict(model.named_parameters())
+    wte, wpe = (parameters[f"transformer.{name}.weight"] for name in ("wte", "wpe"))
+    read_norm = parameters["transformer.h.0.ln_1.weight"][:, None].clamp(min=0.1)
+    qkv = parameters["transformer.h.0.attn.c_attn.weight"]
+    qkv_bias = parameters["transformer.h.0.attn.c_attn.bias"]
+    output = parameters["transformer.h.0.attn.c_proj.weight"]
+
     # The directions along which token embeddings differ least, so that the two disturb each other
     # least.
-    directions = torch.linalg.svd(body.wte.weight, full_matrices=False).Vh[-d_head:].T
-    waves, frequencies = sinusoids(config.n_positions, d_head // 2)
-    body.wpe.weight += POSITION_NORM * waves @ directions.T
+    directions = torch.linalg.svd(wte, full_matrices=False).Vh[-d_head:].T
+    waves, frequencies = sinusoids(model.config.n_positions, d_head // 2)
+    wpe += POSITION_NORM * waves @ directions.T
 
-    rotation = torch.zeros(d_head, d_head)
-    cos, sin = frequencies.cos().diag(), frequencies.sin().diag()
-    half = d_head // 2
     # (cos a, sin a) @ rotation = (cos(a - f), sin(a - f))
-    rotation[:half, :half], rotation[half:, :half] = cos, sin
-    rotation[:half, half:], rotation[half:, half:] = -sin, cos
+    cos, sin = frequencies.cos().diag(), frequencies.sin().diag()
+    rotation = torch.cat([torch.cat([cos, -sin], dim=1), torch.cat([sin, cos], dim=1)])
 
-    block = body.h[0]
-    embedded = body.wte.weight.norm(dim=1).median() ** 2 + body.wpe.weight.norm(dim=1).median() ** 2
+    embedded = wte.norm(dim=1).median() ** 2 + wpe.norm(dim=1).median() ** 2
     # Norm of the waves behind the layer norm, which gives every vector the norm sqrt(d_model).
     norm = POSITION_NORM * (d_model / embedded) ** 0.5
     gain = (SCORE * d_head**0.5) ** 0.5 / norm
-    read = directions / block.ln_1.weight[:, None].clamp(min=0.1)
-    attention = block.attn
-    attention.c_attn.weight[:, :d_head] = gain * read @ rotation
-    attention.c_attn.weight[:, d_model : d_model + d_head] = gain * read
-    attention.c_attn.bias[:d_head] = 0.0
-    attention.c_attn.bias[d_model : d_model + d_head] = 0.0
+    read = gain * directions / read_norm
+    queries, keys = slice(d_head), slice(d_model, d_model + d_head)
+    qkv[:, queries], qkv[:, keys] = read @ rotation, read
+    qkv_bias[queries], qkv_bias[keys] = 0.0, 0.0
+
+    # What it copies: 32 random directions of the token before, to 32 other directions.
+    generator = torch.Generator().manual_seed(seed)
     basis = torch.linalg.qr(torch.randn(d_model, d_model, generator=generator)).Q
-    copied = basis[:, :d_head] / block.ln_1.weight[:, None].clamp(min=0.1)
-    attention.c_attn.weight[:, 2 * d_model : 2 * d_model + d_head] = OUTPUT_GAIN * copied / 2
-    attention.c_proj.weight[:d_head] = basis[:, d_head : 2 * d_head].T
+    qkv[:, 2 * d_model : 2 * d_model + d_head] = OUTPUT_GAIN * basis[:, :d_head] / read_norm
+    output[:d_head] = basis[:, d_head : 2 * d_head].T
