@@ -1,12 +1,12 @@
-"""From a name to files: folders, the Hub's cache without network, a make-believe Hub, and errors."""
+"""From a name to files: folders, the Hub's cache without network, a make-believe Hub, errors."""
 
 import json
 import socket
 import time
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
-import httpx
 import huggingface_hub
 import pytest
 import torch
@@ -329,7 +329,7 @@ class Hub:
         monkeypatch.setattr(huggingface_hub, "hf_hub_download", self.download)
         monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", self.metadata)
 
-    def metadata(self, url: str, **_: Any) -> None:
+    def metadata(self, url: str, **options: Any) -> None:
         repo_id, _, rest = url.removeprefix(f"{constants.ENDPOINT}/").partition("/resolve/")
         self.find(repo_id, rest.partition("/")[2], rest.partition("/")[0])
 
@@ -354,8 +354,7 @@ class Hub:
 
 
 def http_error(kind: type[errors.HfHubHTTPError], status: int) -> errors.HfHubHTTPError:
-    request = httpx.Request("HEAD", "https://huggingface.co/x")
-    return kind(f"{status} error\nwith details", response=httpx.Response(status, request=request))
+    return kind(f"{status} error\nwith details", response=Mock(status_code=status, headers={}))
 
 
 @pytest.fixture
@@ -458,7 +457,7 @@ def test_unknown_revision(hub, tmp_path):
     [
         (http_error(errors.GatedRepoError, 403), "is gated: ask for access at https://huggingface"),
         (errors.OfflineModeIsEnabled("offline mode is enabled"), "(offline mode is enabled)"),
-        (httpx.ConnectError("[Errno -2] Name not known"), "reached ([Errno -2] Name not known)"),
+        (ConnectionError("[Errno -2] Name not known"), "reached ([Errno -2] Name not known)"),
         (TimeoutError("timed out"), "cannot be reached (timed out)"),
         (TimeoutError(), "cannot be reached (TimeoutError)"),
         (http_error(errors.HfHubHTTPError, 503), "cannot be reached (503 error)"),
