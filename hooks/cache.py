@@ -2,18 +2,20 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from hooks.names import resolve
 from hooks.point import HookPoint
 
-Index = int | slice | Sequence[int]
+# One position, a range, several, or a mask over all of them.
+Index = int | slice | Sequence[int] | Tensor | np.ndarray | np.integer
 
 # Where positions lie in a tensor: attention is sliced by the position that attends.
 _POSITION_AXES = ("pos", "query")
@@ -38,6 +40,7 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
         str_tokens: one list of token strings per prompt, where the run began from text.
         prepend_bos: whether `<|endoftext|>` was put before the text; None where the run began
             from token ids.
+        n_layers: how many layers the model has; negative layers count from there.
     """
 
     tensors: Mapping[str, Tensor]
@@ -45,7 +48,8 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
     tokens: Tensor | None = None
     attention_mask: Tensor | None = None
     str_tokens: Sequence[Sequence[str]] | None = None
-    prepend_bos: bool | None = field(default=None)
+    prepend_bos: bool | None = None
+    n_layers: int | None = None
 
     def __getitem__(self, name: str | tuple) -> Tensor:
         return self.tensors[self.full_name(name)]
@@ -56,7 +60,7 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
         Raises:
             UnknownHookName: nothing of that name is in this cache; the message names the nearest.
         """
-        return resolve(name, list(self.tensors))
+        return resolve(name, list(self.tensors), self.n_layers)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.tensors)
@@ -83,8 +87,14 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
         extra = [t for t in (self.tokens, self.attention_mask) if t is not None]
         return [*self.tensors.values(), *extra]
 
-    def to(self, device: str | torch.device | None = None, dtype: torch.dtype | None = None):
+    def to(
+        self,
+        device: str | torch.device | torch.dtype | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> "ActivationCache":
         """A cache on another device, or of another dtype (token ids keep theirs)."""
+        if isinstance(device, torch.dtype):
+            device, dtype = None, device
         moved = _once_per_tensor(self.tensors, lambda t: t.to(device=device, dtype=dtype))
         return replace(
             self,
@@ -97,7 +107,7 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
         """The activations of some prompts and positions only, in memory of their own.
 
         Args:
-            batch: index, slice or list of indices along `batch`. An index removes the axis.
+            batch: index, slice, indices or mask along `batch`. An index removes the axis.
             pos: likewise along `pos` (along `query` for attention scores and patterns).
 
         Raises:
@@ -129,9 +139,9 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
         if self.str_tokens is not None:
             rows = self.str_tokens
             if batch is not None and not self._lost("batch"):
-                rows = _pick(rows, [batch] if isinstance(batch, int) else batch)
+                rows = _pick(rows, batch, "batch")
             if pos is not None:
-                rows = [_pick(row, [pos] if isinstance(pos, int) else pos) for row in rows]
+                rows = [_pick(row, pos, "pos") for row in rows]
             cut["str_tokens"] = rows
         return cut
 
@@ -166,7 +176,11 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
         )
 
     def save(self, path: str | PathLike[str]) -> None:
-        """Write a safetensors file that `ActivationCache.load` reads back the same."""
+        """Write a safetensors file that `ActivationCache.load` reads back the same.
+
+        Raises:
+            FileNotFoundError: the folder does not exist.
+        """
         from safetensors.torch import save_file
 
         first: dict[tuple, str] = {}
@@ -182,7 +196,10 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
             "alias": alias,
             "str_tokens": self.str_tokens and [list(row) for row in self.str_tokens],
             "prepend_bos": self.prepend_bos,
+            "n_layers": self.n_layers,
         }
+        if not Path(path).absolute().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {str(Path(path).parent)!r} to save in.")
         save_file(held | extra, path, metadata={"hooked_gpt2_cache": json.dumps(about)})
 
     @classmethod
@@ -203,16 +220,17 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
             with safe_open(path, framework="pt", device=str(device)) as file:
                 about = json.loads((file.metadata() or {})["hooked_gpt2_cache"])
                 held = {n: file.get_tensor(n) for n in file.keys()}  # noqa: SIM118 (no mapping)
-        except (SafetensorError, KeyError) as error:
+            return cls(
+                tensors={n: held[first] for n, first in about["alias"].items()},
+                axes={n: tuple(a.split()) for n, a in about["axes"].items()},
+                tokens=held.get("__tokens__"),
+                attention_mask=held.get("__attention_mask__"),
+                str_tokens=about["str_tokens"],
+                prepend_bos=about["prepend_bos"],
+                n_layers=about["n_layers"],
+            )
+        except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{str(path)!r} is no saved activation cache: {error}") from error
-        return cls(
-            tensors={n: held[first] for n, first in about["alias"].items()},
-            axes={n: tuple(a.split()) for n, a in about["axes"].items()},
-            tokens=held.get("__tokens__"),
-            attention_mask=held.get("__attention_mask__"),
-            str_tokens=about["str_tokens"],
-            prepend_bos=about["prepend_bos"],
-        )
 
     def __repr__(self) -> str:
         mib = self.nbytes / 2**20
@@ -267,7 +285,10 @@ class CacheBuilder:
         """The cache of what was collected."""
         tensors = self._without_unasked_memory()
         self._last = None
-        return ActivationCache(tensors, self._axes, **about)
+        cache = ActivationCache(tensors, self._axes, **about)
+        if self._pos_slice is None:
+            return cache
+        return replace(cache, **cache._sliced_tokens(None, self._pos_slice))
 
     def _without_unasked_memory(self) -> dict[str, Tensor]:
         # Queries, keys and values are views of one tensor. With only one of them asked for,
@@ -304,17 +325,10 @@ def take(
         if taken.shape[dim] == 0:
             raise IndexError(f"{index} of {name!r} leaves nothing of {size} along {axes[dim]!r}.")
         return taken, axes
-    indices = [index] if isinstance(index, int) else list(index)
-    for i in indices:
-        if not -size <= i < size:
-            raise IndexError(
-                f"{axes[dim]} {i} is out of range for {name!r}: it has {size}, "
-                f"0 to {size - 1} (or -{size} to -1)."
-            )
-    if isinstance(index, int):
-        return value.select(dim, index), axes[:dim] + axes[dim + 1 :]
-    where = torch.tensor([i % size for i in indices], device=value.device)
-    return value.index_select(dim, where), axes
+    where = _where(index, size, axes[dim], name)
+    if isinstance(where, int):
+        return value.select(dim, where), axes[:dim] + axes[dim + 1 :]
+    return value.index_select(dim, torch.tensor(where, device=value.device)), axes
 
 
 def _identity(value: Tensor) -> tuple:
@@ -333,5 +347,35 @@ def _once_per_tensor(
     return {name: done[_identity(value)] for name, value in tensors.items()}
 
 
-def _pick(row: Sequence, index: slice | Sequence[int]) -> list:
-    return list(row[index]) if isinstance(index, slice) else [row[i] for i in index]
+def _pick(row: Sequence, index: Index, axis: str) -> list:
+    where = _where(index, len(row), axis, "str_tokens")
+    if isinstance(where, slice):
+        return list(row[where])
+    return [row[i] for i in ([where] if isinstance(where, int) else where)]
+
+
+def _where(index: Index, size: int, axis: str, name: str) -> int | slice | list[int]:
+    """An index as a slice, a whole number, or a list of them, none negative or out of range."""
+    if isinstance(index, slice):
+        return index
+    numbers = torch.as_tensor(index)
+    if numbers.dtype == torch.bool and numbers.ndim == 1:
+        if len(numbers) != size:
+            raise IndexError(
+                f"a mask of {len(numbers)} does not fit {axis!r} of {name!r}, which has {size}."
+            )
+        numbers = numbers.nonzero()[:, 0]
+    if not numbers.numel():
+        raise IndexError(f"{index} picks nothing of {size} along {axis!r} of {name!r}.")
+    if numbers.is_floating_point() or numbers.dtype == torch.bool or numbers.ndim > 1:
+        raise TypeError(
+            f"an index along {axis!r} is a whole number, a slice, several whole numbers, or a mask "
+            f"of {size}, not {index!r}."
+        )
+    for i in numbers.reshape(-1).tolist():
+        if not -size <= i < size:
+            raise IndexError(
+                f"{axis} {i} is out of range for {name!r}: it has {size}, "
+                f"0 to {size - 1} (or -{size} to -1)."
+            )
+    return (numbers % size).tolist()

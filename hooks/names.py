@@ -35,6 +35,7 @@ ALIASES = {
     "mlp_pre": "pre",
     "mlp_post": "post",
 }
+MODULES = {"a": "attn", "m": "mlp"}
 
 
 class UnknownHookName(KeyError):
@@ -51,13 +52,14 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f" Did you mean {close[0]!r}?" if close else ""
 
 
-def resolve(name: str | tuple, names: Sequence[str]) -> str:
+def resolve(name: str | tuple, names: Sequence[str], n_layers: int | None = None) -> str:
     """The full name that `name` stands for.
 
     Args:
         name: a full name, a short form without layer (`"embed"`), or a tuple
             `(short, layer)` or `(short, layer, "ln1")`. A negative layer counts from the end.
         names: the full names there are.
+        n_layers: how many layers the model has, where `names` may not be all of its points.
 
     Raises:
         UnknownHookName: it stands for none of `names`, or for more than one.
@@ -77,10 +79,14 @@ def resolve(name: str | tuple, names: Sequence[str]) -> str:
     short, layer, module = parts[:3]
     if layer is None and module is None:
         return resolve(short, names)
-    return _resolve_short(short, layer, module, names)
+    if n_layers is None:
+        n_layers = _count_layers(names)
+    return _resolve_short(short, layer, module, names, n_layers)
 
 
-def _resolve_short(short: str, layer: object, module: object, names: Sequence[str]) -> str:
+def _resolve_short(
+    short: str, layer: object, module: object, names: Sequence[str], n_layers: int
+) -> str:
     short = ALIASES.get(short, short)
     ending = f"hook_{short.removeprefix('hook_')}"
     if layer is None:
@@ -88,7 +94,6 @@ def _resolve_short(short: str, layer: object, module: object, names: Sequence[st
     else:
         if not isinstance(layer, int) or isinstance(layer, bool):
             raise UnknownHookName(f"the layer in {(short, layer)!r} is no whole number.")
-        n_layers = 1 + max((layer_of(n) or 0 for n in names), default=0)
         if not -n_layers <= layer < n_layers:
             raise UnknownHookName(
                 f"layer {layer} in {(short, layer)!r} is out of range: there are {n_layers} "
@@ -97,7 +102,13 @@ def _resolve_short(short: str, layer: object, module: object, names: Sequence[st
         prefix = f"blocks.{layer % n_layers}."
     inside = [n for n in names if n.startswith(prefix) and n.rsplit(".", 1)[-1] == ending]
     if module is not None:
-        inside = [n for n in inside if f".{module}." in f".{n}"]
+        module = MODULES.get(str(module), module)
+        elsewhere, inside = inside, [n for n in inside if f".{module}." in f".{n}"]
+        if elsewhere and not inside:
+            raise UnknownHookName(
+                f"there is no hook point {short!r} in {module!r} of layer {layer}; there is "
+                f"{', '.join(elsewhere)}."
+            )
     if len(inside) == 1:
         return inside[0]
     if inside:
@@ -108,6 +119,10 @@ def _resolve_short(short: str, layer: object, module: object, names: Sequence[st
         f"there is no hook point {short!r} in layer {layer}.{nearest(short, shorts)} "
         f"Short forms there: {', '.join(sorted(shorts))}."
     )
+
+
+def _count_layers(names: Sequence[str]) -> int:
+    return 1 + max((layer_of(n) or 0 for n in names), default=0)
 
 
 def layer_of(name: str) -> int | None:
@@ -160,7 +175,7 @@ def _expand(entry: str | tuple, names: Sequence[str]) -> set[str]:
 
 
 def _unknown(name: str, names: Sequence[str]) -> str:
-    layer, n_layers = layer_of(name), 1 + max((layer_of(n) or 0 for n in names), default=0)
+    layer, n_layers = layer_of(name), _count_layers(names)
     if layer is not None and layer >= n_layers:
         return (
             f"there is no hook point {name!r}: layer {layer} is out of range, "

@@ -51,18 +51,18 @@ class _Station:
         return value
 
     def _edit(self, value: Tensor) -> Tensor:
-        # A hook gets a tensor of its own: an in-place edit reaches neither what is already cached
-        # (one tensor can pass two points) nor what autograd has saved of the original.
-        value = value.clone()
+        # Each hook gets a tensor of its own, and so does what comes after: an in-place edit, now or
+        # by a later hook, reaches neither what is already cached (one tensor can pass two points),
+        # nor a tensor that a hook returned, nor what autograd has saved.
         for fn in self.fwd:
+            own = value.clone()
             try:
-                answer = call(fn, value, self.point)
+                answer = call(fn, own, self.point)
             except Exception as error:
                 error.add_note(f"in hook {describe(fn)} at {self.point.name!r}")
                 raise
-            if answer is not None:
-                value = self._checked(answer, value, fn)
-        return value
+            value = own if answer is None else self._checked(answer, own, fn)
+        return value.clone()
 
     def _watch_gradient(self, value: Tensor) -> Tensor:
         if not torch.is_grad_enabled():

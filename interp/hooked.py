@@ -33,7 +33,8 @@ class HookedGPT2(WeightViews):
 
     Attributes:
         cfg: sizes and variants.
-        tokenizer: text to tokens and back, or None for a model made without one.
+        tokenizer: text to tokens and back (a `Tokenizer`; a fast `transformers` one is converted),
+            or None for a model made without one.
         hook_dict: the hook points by full name, in order of the forward pass.
     """
 
@@ -41,10 +42,14 @@ class HookedGPT2(WeightViews):
         self,
         cfg: HookedGPT2Config,
         parameters: dict[str, Tensor],
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Any = None,
     ) -> None:
         super().__init__(cfg, parameters)
+        if tokenizer is not None and not isinstance(tokenizer, Tokenizer):
+            tokenizer = Tokenizer.from_hf(tokenizer, d_vocab=cfg.d_vocab)
         self.tokenizer = tokenizer
+        # What was added inside each open `hooks` context, the innermost last.
+        self._contexts: list[list[tuple[list[HookFunction], HookFunction]]] = []
         self.hook_dict: dict[str, HookPoint] = points.hook_points(cfg.n_layers)
         self.eval()
 
@@ -85,11 +90,12 @@ class HookedGPT2(WeightViews):
         cfg: HookedGPT2Config,
         seed: int = 0,
         *,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Any = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
     ) -> "HookedGPT2":
         """A model with random weights, initialised as GPT-2 was; the same seed gives the same."""
+        _check_config(cfg)
         parameters = weights.allocate(cfg, device=device, dtype=dtype)
         weights.initialise(parameters, cfg, seed)
         return cls(cfg, parameters, tokenizer)
@@ -100,7 +106,7 @@ class HookedGPT2(WeightViews):
         cfg: HookedGPT2Config,
         state_dict: Mapping[str, Tensor],
         *,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Any = None,
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
     ) -> "HookedGPT2":
@@ -112,6 +118,7 @@ class HookedGPT2(WeightViews):
         Raises:
             ValueError: keys are missing, unexpected or of the wrong shape; lists them all.
         """
+        _check_config(cfg)
         parameters = weights.from_state_dict(cfg, state_dict, device=device, dtype=dtype)
         return cls(cfg, parameters, tokenizer)
 
@@ -211,6 +218,10 @@ class HookedGPT2(WeightViews):
         """
         return self._tokenizer().to_single_token(text)
 
+    def to_single_str_token(self, token: int) -> str:
+        """The text of one token id."""
+        return self._tokenizer().to_single_str_token(token)
+
     def _tokenizer(self) -> Tokenizer:
         if self.tokenizer is None:
             raise ValueError(
@@ -307,6 +318,8 @@ class HookedGPT2(WeightViews):
                 f"remove_batch_dim needs a batch of one prompt, this one has {run.input.shape[0]}."
             )
         names = self._passed(names_filter, run)
+        if run.input.is_floating_point():
+            run = replace(run, input=run.input.clone())  # it is cached; the caller's own is not
         builder = CacheBuilder(pos_slice, device)
         listeners = Listeners(self.hook_dict)
         listeners.collect(names, builder)
@@ -315,6 +328,8 @@ class HookedGPT2(WeightViews):
         else:
             output = self._with_gradients(run, listeners, names, builder, incl_bwd)
         cache = builder.cache(**run.about)
+        if run.stop is not None and isinstance(output, Tensor):
+            output = output.clone()  # it is cached too
         return output, cache.remove_batch_dim() if remove_batch_dim else cache
 
     def run_with_hooks(
@@ -375,6 +390,8 @@ class HookedGPT2(WeightViews):
         builder: CacheBuilder,
         incl_bwd: bool | Callable[[Any], Tensor],
     ) -> Output:
+        if torch.is_inference_mode_enabled():
+            raise ValueError("incl_bwd needs gradients, but this is torch.inference_mode.")
         kept = listeners.keep_for_gradients(names)
         with torch.enable_grad():
             output = run.answer(self._execute(run, listeners, frozen=True))
@@ -397,13 +414,14 @@ class HookedGPT2(WeightViews):
     def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()):
         """A context in which functions listen in every run.
 
-        Leaving it, however that happens, the hooks are exactly those there before it.
+        Leaving it, however that happens, removes them and whatever `add_hook` added inside it.
         """
         return self._hooks(fwd_hooks, bwd_hooks)
 
     @contextmanager
     def _hooks(self, fwd_hooks: Hooks, bwd_hooks: Hooks) -> Iterator["HookedGPT2"]:
-        before = {n: (list(p.fwd_hooks), list(p.bwd_hooks)) for n, p in self.hook_dict.items()}
+        added: list[tuple[list[HookFunction], HookFunction]] = []
+        self._contexts.append(added)
         try:
             for names, fn in _pairs(fwd_hooks, "fwd_hooks"):
                 self.add_hook(names, fn, "fwd")
@@ -411,9 +429,12 @@ class HookedGPT2(WeightViews):
                 self.add_hook(names, fn, "bwd")
             yield self
         finally:
-            for name, (fwd, bwd) in before.items():
-                self.hook_dict[name].fwd_hooks[:] = fwd
-                self.hook_dict[name].bwd_hooks[:] = bwd
+            # By identity: contexts of two threads may overlap without being nested.
+            self._contexts[:] = [one for one in self._contexts if one is not added]
+            for functions, fn in reversed(added):
+                places = [i for i, one in enumerate(functions) if one is fn]
+                if places:  # unless `reset_hooks` was there first
+                    del functions[places[-1]]
 
     def add_hook(
         self, name: NameFilter, hook: HookFunction, dir: Literal["fwd", "bwd"] = "fwd"
@@ -430,7 +451,11 @@ class HookedGPT2(WeightViews):
         names = select(name, list(self.hook_dict))
         check_function(hook, names[0])
         for full_name in names:
-            self.hook_dict[full_name].add_hook(hook, dir)
+            point = self.hook_dict[full_name]
+            point.add_hook(hook, dir)
+            if self._contexts:
+                functions = point.fwd_hooks if dir == "fwd" else point.bwd_hooks
+                self._contexts[-1].append((functions, hook))
 
     def reset_hooks(self, dir: Literal["fwd", "bwd", "both"] = "both") -> None:
         """Remove every function added by `add_hook` (or inside an open `hooks` context)."""
@@ -453,10 +478,9 @@ class HookedGPT2(WeightViews):
                 for axis in point.axes
             )
             table.add_row(shown, shape, "on request" if point.on_request else "always")
-        console = Console()
         # A terminal that is too narrow wraps lines; rich would cut names short instead.
-        needed = console.measure(table, options=console.options.update(width=1000)).maximum
-        console.print(table, width=max(needed, console.width), soft_wrap=True)
+        needed = Console(width=1000).measure(table).maximum
+        Console(width=max(needed, Console().width)).print(table)
 
     def _passed(self, names_filter: NameFilter | None, run: Run) -> list[str]:
         """The points that a filter picks among those that this run passes."""
@@ -486,7 +510,21 @@ class HookedGPT2(WeightViews):
         **arguments: Any,
     ) -> Run:
         about: dict[str, Any] = {}
+        if padding_side not in ("left", "right"):
+            raise ValueError(f"padding_side is 'left' or 'right', not {padding_side!r}.")
+        if isinstance(input, Tensor | TokenBatch) and padding_side == "left":
+            raise ValueError("padding_side goes with text: these are tokens already.")
+        if isinstance(input, TokenBatch) and input.prepend_bos and not prepend_bos:
+            raise ValueError("prepend_bos=False, but these tokens were made with prepend_bos=True.")
         if not isinstance(input, Tensor | TokenBatch):
+            past = arguments.get("past_kv_cache")
+            if prepend_bos and past is not None and past.length:
+                raise ValueError(
+                    "this text goes on where past_kv_cache ends: pass prepend_bos=False, or "
+                    "<|endoftext|> would stand in the middle."
+                )
+            if not isinstance(input, str) and any(not isinstance(one, str) for one in input):
+                raise TypeError("a run takes text, several texts, or token ids in a tensor.")
             input = self.tokenize(input, prepend_bos=prepend_bos, padding_side=padding_side)
         if isinstance(input, TokenBatch):
             if attention_mask is not None:
@@ -517,4 +555,16 @@ def _pairs(hooks: Iterable, what: str) -> list[tuple[NameFilter, HookFunction]]:
     for pair in pairs:
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"{what} takes pairs (name, function), not {pair!r}.")
+        if isinstance(pair[1], str | tuple):
+            raise TypeError(
+                f"{what} takes pairs (name, function): {pair!r} is the other way round."
+            )
     return [cast(tuple[NameFilter, HookFunction], tuple(pair)) for pair in pairs]
+
+
+def _check_config(cfg: object) -> None:
+    if not isinstance(cfg, HookedGPT2Config):
+        raise TypeError(
+            f"cfg is a HookedGPT2Config, not {type(cfg).__name__} (HookedGPT2Config.from_hf makes "
+            f"one of a transformers config)."
+        )

@@ -57,11 +57,16 @@ class KeyValueCache:
     ) -> tuple[Float[Tensor, "batch head pos d_head"], Float[Tensor, "batch head pos d_head"]]:
         """Write a layer's new keys and values; return those of all positions, old and new.
 
-        Nothing counts as filled until `commit`.
+        Nothing counts as filled until `commit`. Gradients reach the new ones only.
         """
         start, end = self.length, self.length + k.shape[2]
-        self.keys[layer, :, :, start:end] = k
-        self.values[layer, :, :, start:end] = v
+        self.keys[layer, :, :, start:end] = k.detach()
+        self.values[layer, :, :, start:end] = v.detach()
+        if k.requires_grad or v.requires_grad:
+            # The next pass writes into this memory, so the graph gets a copy of what was there.
+            k = torch.cat([self.keys[layer, :, :, :start], k], dim=2)
+            v = torch.cat([self.values[layer, :, :, :start], v], dim=2)
+            return k, v
         return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
 
     def commit(self, mask: Bool[Tensor, "batch pos"]) -> None:
@@ -69,9 +74,19 @@ class KeyValueCache:
         self.mask[:, : mask.shape[1]] = mask
         self.length = mask.shape[1]
 
-    def check(self, batch_size: int, new: int, dtype: torch.dtype, device: torch.device) -> None:
-        """Raise ValueError unless `new` tokens of `batch_size` prompts can be appended."""
-        _, batch, _, capacity, _ = self.keys.shape
+    def check(self, cfg: HookedGPT2Config, batch_size: int, new: int, weights: Tensor) -> None:
+        """Raise ValueError unless `new` tokens of `batch_size` prompts can be appended.
+
+        Args:
+            weights: any of the model's, for its dtype and device.
+        """
+        dtype, device = weights.dtype, weights.device
+        layers, batch, heads, capacity, d_head = self.keys.shape
+        if (layers, heads, d_head) != (cfg.n_layers, cfg.n_heads, cfg.d_head):
+            raise ValueError(
+                f"past_kv_cache is of a model with {layers} layers of {heads} heads of {d_head}, "
+                f"this one has {cfg.n_layers} layers of {cfg.n_heads} heads of {cfg.d_head}."
+            )
         if batch != batch_size:
             raise ValueError(f"past_kv_cache holds {batch} prompts, the tokens are {batch_size}.")
         if self.length + new > capacity:

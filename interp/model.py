@@ -8,6 +8,7 @@ This file computes; [`interp.hooked`][] is what a user holds.
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import NamedTuple
 
 import torch
@@ -177,10 +178,13 @@ class GPT2(nn.Module):
             scores = _attention_scores(q, k, scale)
             scores = scores.masked_fill_(visible.blocked(n_new), -torch.inf)
             scores = at("attn.hook_attn_scores", scores)
-            pattern = scores.softmax(-1).to(v.dtype)
-            if visible.allowed is not None:
-                # Softmax over nothing: a padding token attends to nothing.
-                pattern = pattern.masked_fill(~visible.allowed.any(-1, keepdim=True), 0.0)
+            if visible.allowed is None:
+                pattern = scores.softmax(-1).to(v.dtype)
+            else:
+                # A padding token attends to nothing; softmax over nothing (and its gradient) is NaN.
+                nowhere = ~visible.allowed.any(-1, keepdim=True)
+                pattern = scores.masked_fill(nowhere, 0.0).softmax(-1).to(v.dtype)
+                pattern = pattern.masked_fill(nowhere, 0.0)
             z = at("attn.hook_pattern", pattern) @ v
         else:
             z = F.scaled_dot_product_attention(
@@ -213,8 +217,9 @@ class GPT2(nn.Module):
                     if at.alters("ln1.hook_scale", "ln1.hook_normalized"):
                         raise HookError(
                             f"hook_{name}_input gives each head a layer norm of its own, past "
-                            f"ln1.hook_scale and ln1.hook_normalized: hook the one or the other "
-                            f"in a block, not both."
+                            f"ln1.hook_scale and ln1.hook_normalized: in a block, hook (or take "
+                            f"the gradient at) the one or the other. For everything else, a filter "
+                            f"such as lambda name: not name.endswith('_input')."
                         )
                     normalized = F.layer_norm(
                         own_input, own_input.shape[-1:], w.ln1_w, w.ln1_b, self.cfg.eps
@@ -253,7 +258,7 @@ class GPT2(nn.Module):
         self, residual: Float[Tensor, "*batch d_model"]
     ) -> Float[Tensor, "*batch d_model"]:
         """The final layer norm, on residuals of any leading shape."""
-        weight, bias = self.get_parameter("ln_f.weight"), self.get_parameter("ln_f.bias")
+        weight, bias = self.weight("ln_f.weight"), self.weight("ln_f.bias")
         return F.layer_norm(residual, residual.shape[-1:], weight, bias, self.cfg.eps)
 
     def unembed(
@@ -262,7 +267,7 @@ class GPT2(nn.Module):
         """Logits from what the final layer norm gives, of any leading shape."""
         head = getattr(self, "lm_head", None)
         weight = getattr(head, "weight", None)
-        weight = self.get_parameter("wte") if weight is None else weight
+        weight = self.weight("wte") if weight is None else weight
         return F.linear(normalized, weight, getattr(head, "bias", None))
 
     # ---------------------------------------------------------------- the whole
@@ -299,7 +304,7 @@ class GPT2(nn.Module):
             residual = self.block(layer, residual, weights, inside, visible, past)
         if stop_at_layer is not None:
             return residual
-        weight, bias = self.get_parameter("ln_f.weight"), self.get_parameter("ln_f.bias")
+        weight, bias = self.weight("ln_f.weight"), self.weight("ln_f.bias")
         normalized = self.layer_norm("ln_final", residual, weight, bias, at)
         return self.unembed(normalized) if unembed else normalized
 
@@ -308,9 +313,13 @@ class GPT2(nn.Module):
         for layer in range(start, stop):
             yield layer, BlockWeights(*(row[layer] for row in rows))
 
+    def weight(self, name: str) -> Tensor:
+        """A parameter by the names of `interp.weights.parameter_shapes`."""
+        # Not `get_parameter`: torch.func.functional_call puts plain tensors in place of parameters.
+        return attrgetter(name)(self)
+
     def _weight(self, name: str, frozen: bool) -> Tensor:
-        weight = self.get_parameter(name)
-        return weight.detach() if frozen else weight
+        return self.weight(name).detach() if frozen else self.weight(name)
 
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:

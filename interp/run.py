@@ -131,13 +131,18 @@ def checked_run(
         raise IndexError(f"stop_at_layer={stop_at_layer} is before start_at_layer={start}.")
     if start_at_layer is None:
         input = _checked_tokens(cfg, input).to(weights.device, torch.long)
-        about = {**about, "tokens": input}
+        about = {**about, "tokens": input.clone()}  # what the caller does with its own later
     else:
         _check_residual(cfg, weights, input, start_at_layer)
     batch, n_new = input.shape[:2]
     past_length = 0
     if past_kv_cache is not None:
-        past_kv_cache.check(batch, n_new, weights.dtype, weights.device)
+        past_kv_cache.check(cfg, batch, n_new, weights)
+        if start != 0 or start_at_layer is not None or stop is not None:
+            raise ValueError(
+                "past_kv_cache holds keys and values of all layers: it cannot go with "
+                "start_at_layer or stop_at_layer."
+            )
         past_length = past_kv_cache.length
     if past_length + n_new > cfg.n_ctx:
         raise ValueError(
@@ -166,7 +171,7 @@ def checked_run(
         mask=mask,
         return_type=return_type,
         loss_per_token=loss_per_token,
-        about={**about, "attention_mask": mask},
+        about={**about, "attention_mask": mask, "n_layers": cfg.n_layers},
     )
 
 
@@ -224,6 +229,8 @@ def _checked_mask(
     """The mask as bool, or None where nothing is masked."""
     if mask is None:
         return None
+    if not isinstance(mask, Tensor):
+        raise TypeError(f"attention_mask is a tensor batch pos, not {type(mask).__name__}.")
     mask = mask[None] if mask.ndim == 1 and shape[0] == 1 else mask
     if tuple(mask.shape) != shape:
         raise ValueError(

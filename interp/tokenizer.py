@@ -311,6 +311,8 @@ class Tokenizer:
         self, text: str | Sequence[str], prepend_bos: bool, n_ctx: int | None
     ) -> list[list[int]]:
         """The ids of each text, checked and with the beginning-of-text token as asked."""
+        if not isinstance(prepend_bos, bool):
+            raise TypeError(f"prepend_bos is True or False, not {prepend_bos!r}")
         texts = [text] if isinstance(text, str) else list(text)
         if not texts:
             raise TokenizerError("no text to tokenize: the list is empty")

@@ -1,6 +1,7 @@
 """GPT-2's weights in TransformerLens' names and layouts: views, never copies.
 
-Writing into a view changes the model. All are differentiable.
+Writing into a view changes the model. All are differentiable. `b_U` alone is no view where the
+model has no unembedding bias, as GPT-2 has none: it is zeros then.
 """
 
 from collections.abc import Iterator, Sequence
@@ -62,12 +63,12 @@ class WeightViews(GPT2):
     @property
     def W_E(self) -> Float[Tensor, "d_vocab d_model"]:
         """Token embeddings."""
-        return self.get_parameter("wte")
+        return self.weight("wte")
 
     @property
     def W_pos(self) -> Float[Tensor, "n_ctx d_model"]:
         """Position embeddings."""
-        return self.get_parameter("wpe")
+        return self.weight("wpe")
 
     @property
     def W_U(self) -> Float[Tensor, "d_model d_vocab"]:
@@ -116,33 +117,33 @@ class WeightViews(GPT2):
     def W_O(self) -> Float[Tensor, "layer head d_head d_model"]:
         """Attention output weights."""
         cfg = self.cfg
-        weight = self.get_parameter("attn.c_proj.weight")
+        weight = self.weight("attn.c_proj.weight")
         return weight.view(cfg.n_layers, cfg.n_heads, cfg.d_head, cfg.d_model)
 
     @property
     def b_O(self) -> Float[Tensor, "layer d_model"]:
         """Attention output biases."""
-        return self.get_parameter("attn.c_proj.bias")
+        return self.weight("attn.c_proj.bias")
 
     @property
     def W_in(self) -> Float[Tensor, "layer d_model d_mlp"]:
         """MLP input weights."""
-        return self.get_parameter("mlp.c_fc.weight")
+        return self.weight("mlp.c_fc.weight")
 
     @property
     def b_in(self) -> Float[Tensor, "layer d_mlp"]:
         """MLP input biases."""
-        return self.get_parameter("mlp.c_fc.bias")
+        return self.weight("mlp.c_fc.bias")
 
     @property
     def W_out(self) -> Float[Tensor, "layer d_mlp d_model"]:
         """MLP output weights."""
-        return self.get_parameter("mlp.c_proj.weight")
+        return self.weight("mlp.c_proj.weight")
 
     @property
     def b_out(self) -> Float[Tensor, "layer d_model"]:
         """MLP output biases."""
-        return self.get_parameter("mlp.c_proj.bias")
+        return self.weight("mlp.c_proj.bias")
 
     @property
     def blocks(self) -> "Blocks":
@@ -151,13 +152,13 @@ class WeightViews(GPT2):
 
     def _qkv_weight(self, which: int) -> Float[Tensor, "layer head d_model d_head"]:
         cfg = self.cfg
-        weight = self.get_parameter("attn.c_attn.weight")
+        weight = self.weight("attn.c_attn.weight")
         split = weight.view(cfg.n_layers, cfg.d_model, 3, cfg.n_heads, cfg.d_head)
         return split[:, :, which].transpose(1, 2)
 
     def _qkv_bias(self, which: int) -> Float[Tensor, "layer head d_head"]:
         cfg = self.cfg
-        bias = self.get_parameter("attn.c_attn.bias")
+        bias = self.weight("attn.c_attn.bias")
         return bias.view(cfg.n_layers, 3, cfg.n_heads, cfg.d_head)[:, which]
 
 
@@ -183,7 +184,7 @@ class Blocks(Sequence[Block]):
         m = self._model
 
         def stacked(name: str) -> Tensor:
-            return m.get_parameter(name)[layer]
+            return m.weight(name)[layer]
 
         return Block(
             ln1=LayerNormWeights(stacked("ln_1.weight"), stacked("ln_1.bias")),

@@ -173,7 +173,9 @@ def initialise(parameters: Parameters, cfg: HookedGPT2Config, seed: int = 0) -> 
                 std /= math.sqrt(2 * cfg.n_layers)
             # Layer by layer, so that the draw in float32 is never a second copy of all layers.
             for part in value if value.dim() == 3 else (value,):
-                part.copy_(torch.randn(part.shape, generator=generator).mul_(std))
+                part.copy_(
+                    torch.randn(part.shape, generator=generator, dtype=torch.float32).mul_(std)
+                )
 
 
 # ------------------------------------------------------------------ which key goes where

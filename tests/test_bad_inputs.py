@@ -1,6 +1,7 @@
 """Bad input: an error that names the thing and what was expected, and a model left as it was."""
 
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -188,6 +189,64 @@ BAD = {
         lambda m: m(TOKENS, past_kv_cache=kv(dtype=torch.float64)),
         ValueError,
         "float64.*float32",
+    ),
+    "cache of another model": (
+        lambda m: m(
+            TOKENS, past_kv_cache=KeyValueCache.init_cache(replace(CFG, n_layers=1), "cpu", 2)
+        ),
+        ValueError,
+        "1 layers of 3 heads of 4, this one has 2 layers",
+    ),
+    "cache and part of the layers": (
+        lambda m: m(TOKENS, past_kv_cache=kv(), stop_at_layer=1),
+        ValueError,
+        "cannot go with start_at_layer or stop_at_layer",
+    ),
+    "mask as a list": (
+        lambda m: m(TOKENS, attention_mask=[[1] * 5] * 2),
+        TypeError,
+        "attention_mask is a tensor",
+    ),
+    "padding side of tokens": (
+        lambda m: m(TOKENS, padding_side="left"),
+        ValueError,
+        "padding_side goes with text",
+    ),
+    "padding side misspelt": (
+        lambda m: m(TOKENS, padding_side="lefft"),
+        ValueError,
+        "'left' or 'right', not 'lefft'",
+    ),
+    "ids in a list": (lambda m: m([1, 2, 3]), TypeError, "token ids in a tensor"),
+    "pairs the other way round": (
+        lambda m: m.run_with_hooks(TOKENS, fwd_hooks=[(nothing, "hook_embed")]),
+        TypeError,
+        "the other way round",
+    ),
+    "a transformers config": (
+        lambda m: HookedGPT2.from_config({"n_layer": 2}),
+        TypeError,
+        "HookedGPT2Config.from_hf",
+    ),
+    "positions of no kind": (
+        lambda m: m.run_with_cache(TOKENS, pos_slice=[0.5]),
+        TypeError,
+        "whole number, a slice",
+    ),
+    "no positions": (
+        lambda m: m.run_with_cache(TOKENS, pos_slice=[]),
+        IndexError,
+        "picks nothing of 5",
+    ),
+    "mask of positions too short": (
+        lambda m: m.run_with_cache(TOKENS, pos_slice=torch.tensor([True, False])),
+        IndexError,
+        "a mask of 2 does not fit 'pos'",
+    ),
+    "gradients in inference mode": (
+        lambda m: torch.inference_mode()(m.run_with_cache)(TOKENS, "loss", incl_bwd=True),
+        ValueError,
+        "torch.inference_mode",
     ),
     "backward hook without gradients": (
         lambda m: torch.no_grad()(m.run_with_hooks)(TOKENS, bwd_hooks=[("hook_embed", nothing)]),

@@ -59,7 +59,14 @@ def test_nbytes_counts_each_storage_once(model, tokens):
     assert cache["q_input", 0].shape == (3, 5, 3, 12)
 
 
-@pytest.mark.parametrize("pos", [0, -1, slice(1, 3), slice(None, None, 2), [4, 0]])
+MASK = torch.tensor([False, True, False, True, True])
+
+
+@pytest.mark.parametrize(
+    "pos",
+    [0, -1, slice(1, 3), slice(None, None, 2), [4, 0], MASK, MASK.tolist(), MASK.numpy()],
+    ids=str,
+)
 @pytest.mark.parametrize("batch", [None, 1, slice(0, 2), [2, 0]])
 def test_slice(model, tokens, cache, pos, batch):
     part = cache.slice(batch=batch, pos=pos)
@@ -73,6 +80,7 @@ def test_slice(model, tokens, cache, pos, batch):
     rows = tokens if batch is None else tokens[batch]
     assert part.tokens is not None and part.tokens.equal(rows[..., pos])
     while_running = model.run_with_cache(tokens, pos_slice=pos)[1].slice(batch=batch)
+    assert while_running.tokens is not None and while_running.tokens.equal(part.tokens)
     assert set(while_running) == set(part)
     for name, value in part.items():
         torch.testing.assert_close(while_running[name], value, rtol=0, atol=1e-6)
@@ -93,6 +101,33 @@ def test_slice_out_of_range(model, tokens, cache, where, told):
     if "pos" in where:
         with pytest.raises(IndexError, match=told):
             model.run_with_cache(tokens, pos_slice=where["pos"])
+
+
+def test_negative_layers_count_from_the_end_of_the_model(model, tokens, tmp_path):
+    _, cache = model.run_with_cache(tokens, stop_at_layer=1)
+    cache.save(tmp_path / "part")
+    for part in (cache, ActivationCache.load(tmp_path / "part"), cache.slice(pos=0)):
+        assert part["resid_post", -2] is part["resid_post", 0]
+        with pytest.raises(UnknownHookName, match="resid_post"):
+            part["resid_post", -1]
+
+
+def test_what_the_caller_does_with_its_tensors_is_its_own_business(model, tokens):
+    residual, cache = model.run_with_cache(tokens, stop_at_layer=1)
+    _, onward = model.run_with_cache(residual, start_at_layer=1)
+    before = cache["resid_post", 0].clone(), onward["resid_pre", 1].clone(), tokens.clone()
+    residual.zero_()
+    tokens += 1
+    assert cache["resid_post", 0].equal(before[0]) and onward["resid_pre", 1].equal(before[1])
+    assert cache.tokens is not None and cache.tokens.equal(before[2])
+
+
+def test_a_mask_of_prompts(cache):
+    correct = torch.tensor([False, False, True])
+    part = cache.slice(batch=correct)
+    assert part["hook_embed"].equal(cache["hook_embed"][2:])
+    with pytest.raises(TypeError, match="whole number"):
+        cache.slice(pos=True)
 
 
 def test_slicing_an_axis_that_is_gone(cache):
@@ -140,8 +175,13 @@ def test_loading_what_is_no_cache(tmp_path):
         ActivationCache.load(tmp_path / "other")
 
 
+def test_saving_where_there_is_no_folder(cache, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        cache.save(tmp_path / "none" / "cache")
+
+
 def test_to(cache):
-    half = cache.to(dtype=torch.float16)
+    half = cache.to(torch.float16)
     assert all(value.dtype == torch.float16 for value in half.values())
     assert half["resid_post", 0].data_ptr() == half["resid_pre", 1].data_ptr()
     assert half.tokens is not None and half.tokens.dtype == torch.int64

@@ -332,6 +332,72 @@ def hook_count(model):
     return sum(len(p.fwd_hooks) + len(p.bwd_hooks) for p in model.hook_dict.values())
 
 
+@torch.no_grad()
+def test_a_later_hook_cannot_reach_an_earlier_ones_tensors(model, tokens):
+    _, clean = model.run_with_cache(tokens)
+    source, stash = clean["resid_post", 0], []
+    before = source.clone()
+
+    def patch(act, hook):
+        return source
+
+    def clear(act, hook):
+        act.zero_()
+
+    def keep(act, hook):
+        stash.append(act)
+
+    name = "blocks.0.hook_resid_post"
+    with model.hooks(fwd_hooks=[(name, patch), (name, clear)]):
+        _, patched = model.run_with_cache(tokens)
+    assert source.equal(before) and patched[name].abs().max() == 0
+
+    def clear_stash(act, hook):
+        stash[0].zero_()
+
+    with model.hooks(fwd_hooks=[(name, keep), ("blocks.1.attn.hook_z", clear_stash)]):
+        out, kept = model.run_with_cache(tokens)
+    assert kept[name].equal(before)
+    torch.testing.assert_close(out, model(tokens), rtol=0, atol=1e-12)
+
+
+def test_contexts_that_overlap_remove_their_own_hooks(model):
+    def fn(act, hook):
+        return None
+
+    first, second = (model.hooks(fwd_hooks=[("hook_embed", fn)]) for _ in range(2))
+    first.__enter__()
+    second.__enter__()
+    first.__exit__(None, None, None)
+    assert hook_count(model) == 1
+    second.__exit__(None, None, None)
+    assert hook_count(model) == 0
+
+
+def test_gradients_with_padding_are_finite(model, tokens):
+    _, cache = model.run_with_cache(tokens, "loss", attention_mask=MASK, incl_bwd=True)
+    for name in cache:
+        if name.endswith("_grad"):
+            assert cache[name].isfinite().all(), name
+
+
+def test_gradients_through_a_key_value_cache(model, tokens):
+    past = KeyValueCache.init_cache(CFG, "cpu", 2, dtype=torch.float64)
+    model(tokens[:, :4], past_kv_cache=past)
+    assert not past.keys.requires_grad
+    loss = model(tokens[:, 4:], "loss", past_kv_cache=past)
+    loss.backward()
+    model.zero_grad()
+    whole = model(tokens, "loss", loss_per_token=True)[:, 4:].mean()
+    torch.testing.assert_close(loss, whole)
+
+
+def test_functional_call(model, tokens):
+    weights = {name: value.detach() * 0.5 for name, value in model.named_parameters()}
+    out = torch.func.functional_call(model, weights, (tokens,))
+    assert not out.equal(model(tokens))
+
+
 class Stop(BaseException):
     pass
 
