@@ -181,7 +181,7 @@ class GPT2(nn.Module):
             if visible.allowed is None:
                 pattern = scores.softmax(-1).to(v.dtype)
             else:
-                # A padding token attends to nothing; softmax over nothing (and its gradient) is NaN.
+                # A padding token attends to nothing; the softmax of nothing is NaN.
                 nowhere = ~visible.allowed.any(-1, keepdim=True)
                 pattern = scores.masked_fill(nowhere, 0.0).softmax(-1).to(v.dtype)
                 pattern = pattern.masked_fill(nowhere, 0.0)
