@@ -74,14 +74,6 @@ class LensPoint(NamedTuple):
         """The full name of the hook point."""
         return f"blocks.{self.layer}.hook_{self.point}"
 
-    def same_as(self, n_layers: int) -> LensPoint | None:
-        """The other name of this tensor: what leaves a block is what enters the next."""
-        if self.point == "resid_post" and self.layer < n_layers - 1:
-            return LensPoint(self.layer + 1, "resid_pre")
-        if self.point == "resid_pre" and self.layer > 0:
-            return LensPoint(self.layer - 1, "resid_post")
-        return None
-
 
 # ------------------------------------------------------------------ the question
 
@@ -105,7 +97,8 @@ def logit_lens(
     next) are read once; the result answers to both names.
 
     The final layer norm and unembedding are applied to what the run gives at the points, so hooks
-    that are active on the model count, except at `ln_final`.
+    that are active on the model count, except at `ln_final`. Where a hook listens at a `resid_pre`,
+    what enters that block may not be what left the one before: both are read then.
 
     Args:
         model: what is looked into; stays as it is.
@@ -156,11 +149,12 @@ def logit_lens(
     wanted = pad_sequence(columns, batch_first=True)[rows, position[rows, slots]]
     kept, place = wanted.unique(return_inverse=True)
 
+    same_as = _second_names(model)
     looked = [
-        LensPoint(layer, name)
+        point
         for layer in range(n_layers)
-        for name in names
-        if not (name == "resid_pre" and layer > 0 and "resid_post" in names)
+        for point in (LensPoint(layer, name) for name in names)
+        if not (point.point == "resid_pre" and point in same_as and "resid_post" in names)
     ]
     final = LensPoint(n_layers - 1, "resid_post")
     # With the residual as output (`stop_at_layer`) the model unembeds nothing itself.
@@ -193,6 +187,7 @@ def logit_lens(
         prepend_bos=with_bos,
         strings={id: _string(model, id) for id in sorted(shown)},
         points=tuple(looked),
+        same_as=same_as,
         position=position,
         top_tokens=top_tokens,
         top_log_probs=unfold(numbers.top_log_probs),
@@ -203,6 +198,17 @@ def logit_lens(
         target_ranks=unfold(numbers.target_ranks),
         provenance=report.Provenance.of(model, call),
     )
+
+
+def _second_names(model: HookedGPT2) -> dict[LensPoint, LensPoint]:
+    """The other name of each tensor that has two: what leaves a block enters the next."""
+    names: dict[LensPoint, LensPoint] = {}
+    for layer in range(1, model.cfg.n_layers):
+        leaves, enters = LensPoint(layer - 1, "resid_post"), LensPoint(layer, "resid_pre")
+        # A function there may let another tensor enter.
+        if not model.hook_dict[enters.hook].fwd_hooks:
+            names |= {leaves: enters, enters: leaves}
+    return names
 
 
 def lens_logits(
@@ -383,6 +389,8 @@ class LogitLens:
             given, which are taken as they are.
         strings: the token string of every id in this result.
         points: the axis `point`. A tensor that has two names is here under one; see `index`.
+        same_as: the other name of each tensor that has two, both ways. What leaves a block enters
+            the next, except where a hook listened in between.
         position: the axis `pos`: which tokens of each prompt were looked at, from 0.
         top_tokens, top_log_probs: the likeliest next tokens, likeliest first.
         entropy: of the distribution, in nats.
@@ -399,6 +407,7 @@ class LogitLens:
     prepend_bos: bool | None
     strings: Mapping[int, str]
     points: tuple[LensPoint, ...]
+    same_as: Mapping[LensPoint, LensPoint]
     position: Int64[Tensor, "batch pos"]
     top_tokens: Int64[Tensor, "point batch pos k"]
     top_log_probs: Float[Tensor, "point batch pos k"]
@@ -428,7 +437,7 @@ class LogitLens:
             KeyError: it was not looked at.
         """
         wanted = LensPoint(layer + self.n_layers if layer < 0 else layer, point)
-        for name in (wanted, wanted.same_as(self.n_layers)):
+        for name in (wanted, self.same_as.get(wanted)):
             if name in self.points:
                 return self.points.index(name)
         raise KeyError(f"this lens has no {wanted}; it has {', '.join(map(str, self.points))}")
@@ -500,7 +509,7 @@ class LogitLens:
         of_targets = ("target_log_probs", "target_ranks")
         numbers = {name: getattr(self, name).tolist() for name in (*names, *of_targets)}
         for index, point in enumerate(self.points):
-            same = point.same_as(self.n_layers)
+            same = self.same_as.get(point)
             for batch, positions in enumerate(self.position.tolist()):
                 for slot, position in enumerate(positions):
                     if position < 0:

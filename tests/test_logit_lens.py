@@ -273,6 +273,28 @@ def test_hooks_that_are_active_count(model: HookedGPT2) -> None:
     assert lens.entropy[-1] != logit_lens(model, tokens, top_k=1).entropy[-1]
 
 
+def test_a_hook_between_two_blocks_parts_their_names(model: HookedGPT2) -> None:
+    tokens = torch.tensor([[1, 2, 3, 4]])
+    clean = logit_lens(model, tokens)
+    with model.hooks(fwd_hooks=[("blocks.2.hook_resid_pre", lambda x, hook: -x)]):
+        lens = logit_lens(model, tokens)
+        only = logit_lens(model, tokens, points="resid_pre")
+    assert len(lens.points) == len(clean.points) + 1
+    leaves, enters = lens.index("resid_post", 1), lens.index("resid_pre", 2)
+    assert leaves + 1 == enters
+    expected = clean.entropy[clean.index("resid_post", 1)]
+    torch.testing.assert_close(lens.entropy[leaves], expected)
+    torch.testing.assert_close(lens.entropy[enters], only.entropy[2])
+    assert abs(lens.entropy[leaves] - lens.entropy[enters]) > 0.01
+    assert lens.index("resid_pre", 1) == lens.index("resid_post", 0)  # no hook there
+    frame = lens.to_frame()[["hook", "same_as"]].drop_duplicates()
+    same = dict(frame.values)
+    assert same["blocks.1.hook_resid_post"] == same["blocks.2.hook_resid_pre"] == ""
+    assert same["blocks.0.hook_resid_post"] == "blocks.1.hook_resid_pre"
+    with pytest.raises(KeyError, match=r"no 1\.resid_post"):
+        only.index("resid_post", 1)
+
+
 # ------------------------------------------------------------------ what a result gives
 
 
