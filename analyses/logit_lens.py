@@ -20,11 +20,12 @@ from __future__ import annotations
 
 import json
 import math
+import operator
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, SupportsIndex
 
 import typer
 
@@ -83,9 +84,9 @@ def logit_lens(
     tokens: str | Sequence[str] | TokenBatch | Int[Tensor, "batch pos"] | Int[Tensor, " pos"],
     *,
     points: str | Sequence[str] = RESIDUAL,
-    positions: int | Sequence[int] | str = -1,
-    top_k: int = 5,
-    targets: str | int | Sequence[str | int] = (),
+    positions: SupportsIndex | Sequence[SupportsIndex] | str = -1,
+    top_k: SupportsIndex = 5,
+    targets: str | SupportsIndex | Sequence[str | SupportsIndex] = (),
     prepend_bos: bool = True,
     attention_mask: Tensor | None = None,
 ) -> LogitLens:
@@ -105,35 +106,41 @@ def logit_lens(
         tokens: text, several texts, what `model.tokenize` gives, or token ids (taken as they are).
         points: which of `POINTS`; by default every point of the residual stream.
         positions: which tokens of each prompt, counted without padding; negative ones from its
-            end, -1 being its last token. "all" for all.
+            end, -1 being its last token. "all" for all. Whole numbers of numpy and torch do too.
         top_k: how many predictions to keep, 1 to d_vocab.
         targets: tokens to follow, as text that is one token (`" Mary"`) or as ids.
         prepend_bos: put `<|endoftext|>` before text.
-        attention_mask: `batch pos`, 1 or True on real tokens; with token ids only.
+        attention_mask: `batch pos` (or `pos`, of one prompt), 1 or True on real tokens; with token
+            ids only.
 
     Returns:
         The lens, on the CPU. Log-probabilities, entropies and divergences are natural (nats), in
         float32, or float64 for a float64 model.
 
     Raises:
-        ValueError, IndexError, TypeError: an unknown point, a position or top_k out of range, a
-            target that is no single token, or what `model.tokenize` and a run refuse.
+        ValueError, IndexError, TypeError: an unknown point, a position or top_k out of range or no
+            whole number, a target that is no single token, a token of a prompt or a target asked
+            for twice, or what `model.tokenize` and a run refuse.
     """
     n_layers, d_vocab = model.cfg.n_layers, model.cfg.d_vocab_out
     names = _checked_points(points)
-    if isinstance(top_k, bool) or not 1 <= top_k <= d_vocab:
+    top_k = _whole(top_k, "top_k is a whole number")
+    if not 1 <= top_k <= d_vocab:
         raise ValueError(
             f"top_k={top_k} is out of range: this model has 1 to {d_vocab} predictions"
         )
+    asked = _asked_positions(positions)
     target_ids = _target_ids(model, targets)
     call = (
-        f"logit_lens(model, ..., points={names!r}, positions={_shown(positions)}, top_k={top_k}, "
-        f"targets={_shown(targets)}, prepend_bos={prepend_bos})"
+        f"logit_lens(model, ..., points={names!r}, positions={asked!r}, top_k={top_k}, "
+        f"targets={_listed(targets)!r}, prepend_bos={prepend_bos})"
     )
     forward: dict[str, Any] = {}
     if isinstance(tokens, torch.Tensor):
         run_input, mask = _checked_ids(tokens, attention_mask)
-        all_ids, with_bos, forward = run_input, None, {"attention_mask": attention_mask}
+        if attention_mask is not None:
+            forward["attention_mask"] = attention_mask.reshape(run_input.shape)
+        all_ids, with_bos = run_input, None
     else:
         if attention_mask is not None:
             raise ValueError("text brings its own mask: attention_mask goes with token ids")
@@ -142,7 +149,7 @@ def logit_lens(
         mask = run_input.attention_mask.cpu()
         all_ids, with_bos = run_input.tokens, run_input.prepend_bos
     columns = [row.nonzero()[:, 0] for row in mask]
-    position = _positions(positions, [len(c) for c in columns])
+    position = _positions(asked, [len(c) for c in columns])
 
     # Every (prompt, slot) to look at, and the column of the token tensor it is in.
     rows, slots = (position >= 0).nonzero(as_tuple=True)
@@ -310,6 +317,8 @@ def _checked_ids(tokens: Tensor, attention_mask: Tensor | None) -> tuple[Tensor,
         raise ValueError(f"tokens are batch pos, or pos, not of shape {tuple(tokens.shape)}")
     if attention_mask is None:
         return tokens, torch.ones(tokens.shape, dtype=torch.bool)
+    if attention_mask.ndim == 1 and len(tokens) == 1:
+        attention_mask = attention_mask[None]
     if attention_mask.shape != tokens.shape:
         raise ValueError(
             f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens "
@@ -321,55 +330,80 @@ def _checked_ids(tokens: Tensor, attention_mask: Tensor | None) -> tuple[Tensor,
     return tokens, mask
 
 
-def _positions(
-    positions: int | Sequence[int] | str, lengths: Sequence[int]
-) -> Int64[Tensor, "batch pos"]:
-    """The positions asked for in each prompt, from 0; -1 fills rows of shorter prompts."""
+def _listed(given: Any) -> list[Any]:
+    """One thing or several as a list, numbers of numpy and torch as Python's own."""
+    one = isinstance(given, str) or not isinstance(given, Iterable)
+    several: list[Any] = [given] if one or getattr(given, "ndim", 1) == 0 else list(given)
+    return [item.item() if getattr(item, "ndim", None) == 0 else item for item in several]
+
+
+def _whole(value: Any, rule: str) -> int:
+    if not isinstance(value, bool):
+        try:
+            return operator.index(value)
+        except TypeError:
+            pass
+    raise TypeError(f"{rule}, not {value!r}")
+
+
+def _asked_positions(
+    positions: SupportsIndex | Sequence[SupportsIndex] | str,
+) -> list[int] | str:
     if isinstance(positions, str):
         if positions != "all":
             raise ValueError(f"positions is 'all', a number or several, not {positions!r}")
-        each = torch.arange(max(lengths)).expand(len(lengths), -1)
-        return torch.where(each < torch.tensor(lengths)[:, None], each, -1)
-    asked = [positions] if isinstance(positions, int) else list(positions)
+        return positions
+    asked = [_whole(position, "a position is a whole number") for position in _listed(positions)]
     if not asked:
         raise ValueError("positions is empty; expected 'all', a number or several")
+    return asked
+
+
+def _positions(asked: list[int] | str, lengths: Sequence[int]) -> Int64[Tensor, "batch pos"]:
+    """The positions asked for in each prompt, from 0; -1 fills rows of shorter prompts."""
+    if isinstance(asked, str):
+        each = torch.arange(max(lengths)).expand(len(lengths), -1)
+        return torch.where(each < torch.tensor(lengths)[:, None], each, -1)
     for row, length in enumerate(lengths):
+        which = f"prompt {row}" if len(lengths) > 1 else "the prompt"
+        seen: dict[int, int] = {}
         for position in asked:
-            if isinstance(position, bool) or not isinstance(position, int):
-                raise TypeError(f"a position is a whole number, not {position!r}")
             if not -length <= position < length:
-                which = f"prompt {row}" if len(lengths) > 1 else "the prompt"
                 raise IndexError(
                     f"position {position} is out of range: {which} has {length} tokens, 0 to "
                     f"{length - 1} (or -{length} to -1)"
                 )
+            if position % length in seen:
+                raise ValueError(
+                    f"positions {seen[position % length]} and {position} are the same token of "
+                    f"{which}, which has {length}: ask for it once"
+                )
+            seen[position % length] = position
     return torch.tensor([[p % length for p in asked] for length in lengths])
 
 
-def _target_ids(model: HookedGPT2, targets: str | int | Sequence[str | int]) -> list[int]:
-    ids = []
-    for target in [targets] if isinstance(targets, str | int) else targets:
+def _target_ids(
+    model: HookedGPT2, targets: str | SupportsIndex | Sequence[str | SupportsIndex]
+) -> list[int]:
+    ids: list[int] = []
+    for target in _listed(targets):
         if isinstance(target, str):
             id = model.to_single_token(target)
-        elif isinstance(target, bool) or not isinstance(target, int):
-            raise TypeError(f"a target is the text or the id of a token, not {target!r}")
         else:
-            id = target
+            id = _whole(target, "a target is the text or the id of a token")
         if not 0 <= id < model.cfg.d_vocab_out:
             raise IndexError(
                 f"target {target!r} is out of range: this model predicts tokens 0 to "
                 f"{model.cfg.d_vocab_out - 1}"
             )
+        if id in ids:
+            raise ValueError(f"target {target!r} is given twice (token {id})")
         ids.append(id)
     return ids
 
 
 def _string(model: HookedGPT2, id: int) -> str:
     return f"<{id}>" if model.tokenizer is None else model.tokenizer.to_single_str_token(id)
-
-
-def _shown(value: str | int | Sequence[Any]) -> str:
-    return repr(value if isinstance(value, str | int) else list(value))
 
 
 # ------------------------------------------------------------------ the result

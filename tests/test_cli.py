@@ -196,6 +196,7 @@ MINI_ERRORS = [
     ("top_k", ["prompt.txt", "--top-k", "9000"], "top_k=9000 is out of range"),
     ("position", ["prompt.txt", "--positions", "0,15"], "position 15 .* 15 tokens, 0 to 14"),
     ("negative", ["prompt.txt", "--positions", "-16"], "position -16 is out of range"),
+    ("twice", ["prompt.txt", "--positions", "14,-1"], "positions 14 and -1 are the same token"),
     ("point", ["prompt.txt", "--points", "resid_pst"], "'resid_pst'. Did you mean 'resid_post'"),
     ("bos twice", [bad("b.txt", b"<|endoftext|>Mary")], "already begins with .*prepend_bos=False"),
 ]  # fmt: skip

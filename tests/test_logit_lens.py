@@ -5,6 +5,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -185,6 +186,37 @@ def test_token_ids_with_a_mask(model: HookedGPT2) -> None:
 def test_one_dimension_is_one_prompt(model: HookedGPT2) -> None:
     one, two = logit_lens(model, torch.tensor([1, 2])), logit_lens(model, torch.tensor([[1, 2]]))
     assert torch.equal(one.entropy, two.entropy)
+
+
+def test_one_dimension_of_mask_goes_with_one_of_ids(model: HookedGPT2) -> None:
+    tokens, mask = torch.tensor([1, 2, 3, 0]), torch.tensor([1, 1, 1, 0])
+    one = logit_lens(model, tokens, attention_mask=mask)
+    assert one.tokens == ((1, 2, 3),)
+    two = logit_lens(model, tokens[None], attention_mask=mask[None])
+    assert torch.equal(one.entropy, two.entropy)
+
+
+@pytest.mark.parametrize(
+    "number", [np.int64, np.uint8, torch.tensor, lambda n: np.array(n, dtype=np.int32)]
+)
+def test_numbers_of_numpy_and_torch(model: HookedGPT2, number: Any) -> None:
+    plain = logit_lens(model, "abc", positions=[0, 2], targets=[7], top_k=2)
+    other = logit_lens(
+        model, "abc", positions=[number(0), number(2)], targets=[number(7)], top_k=number(2)
+    )
+    assert torch.equal(other.target_log_probs, plain.target_log_probs)
+    assert other.provenance.call == plain.provenance.call
+    one = logit_lens(model, "abc", positions=number(2), targets=number(7), top_k=2)
+    torch.testing.assert_close(one.target_log_probs[:, :, 0], plain.target_log_probs[:, :, 1])
+    several = logit_lens(model, "abc", positions=np.array([0, 2]), targets=torch.tensor([7]))
+    assert torch.equal(several.position, plain.position)
+
+
+@pytest.mark.parametrize("value", [2.5, True, "2", None, np.float64(2), torch.tensor(2.5)])
+def test_what_is_no_whole_number_is_refused(value: Any) -> None:
+    # Called directly, since in tests the annotations refuse some of these before.
+    with pytest.raises(TypeError, match="top_k is a whole number, not "):
+        module._whole(value, "top_k is a whole number")
 
 
 def test_tokens_used_are_in_the_result(model: HookedGPT2) -> None:
@@ -426,6 +458,17 @@ BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"positions": [0, -5]}, IndexError, "position -5 is out of range"),
     ({"positions": []}, ValueError, "positions is empty"),
     ({"positions": "first"}, ValueError, "positions is 'all', a number or several, not 'first'"),
+    ({"positions": [0, 2, 0]}, ValueError, "positions 0 and 0 are the same token of the prompt"),
+    (
+        {
+            "tokens": torch.tensor([[1, 2], [3, 0]]),
+            "attention_mask": torch.tensor([[1, 1], [1, 0]]),
+            "positions": [0, -1],
+        },
+        ValueError,
+        "positions 0 and -1 are the same token of prompt 1, which has 1: ask for it once",
+    ),
+    ({"targets": ["a", "b", "a"]}, ValueError, r"target 'a' is given twice \(token \d+\)"),
     ({"targets": ["ab"]}, ValueError, r"'ab' is 2 tokens, not one: \['a', 'b'\]"),
     ({"targets": 264}, IndexError, "target 264 is out of range: this model predicts .* 0 to 263"),
     ({"tokens": ""}, ValueError, "empty"),
