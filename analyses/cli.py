@@ -5,6 +5,7 @@ wrong is one line on standard error and a non-zero status: 2 for a wrong call, 1
 the rest. Nothing here imports torch before it must, so `--help` and wrong options answer at once.
 """
 
+import csv
 import os
 import shlex
 import sys
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
 import typer
 
 if TYPE_CHECKING:
+    import pandas as pd
     from rich.console import Console
     from rich.text import Text
 
@@ -321,6 +323,14 @@ def _check_writable(option: str, path: Path) -> None:
         raise CommandError(f"{option} {shown}: this is a folder; a file name was expected")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise CommandError(f"{option} {shown}: no permission to write there")
+
+
+def csv_text(frame: "pd.DataFrame") -> str:
+    """A table as CSV that reads back the same, whatever its strings hold: all are quoted.
+
+    Left to choose, Python 3.11 leaves a carriage return bare, and readers end the line there.
+    """
+    return frame.to_csv(index=False, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
 
 
 def write_text(path: str, text: str) -> None:

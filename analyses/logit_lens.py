@@ -742,7 +742,7 @@ def _csv(named: Sequence[tuple[str, LogitLens]]) -> str:
         frame = lens.to_frame()
         frame.insert(0, "source", source)
         frames.append(frame)
-    return pd.concat(frames, ignore_index=True).to_csv(index=False, lineterminator="\n")
+    return cli.csv_text(pd.concat(frames, ignore_index=True))
 
 
 if __name__ == "__main__":

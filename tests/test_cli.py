@@ -1,5 +1,6 @@
 """The command line: what it prints, what it writes, and how it says that something is wrong."""
 
+import csv
 import io
 import json
 import os
@@ -148,6 +149,46 @@ def test_grid_folds_and_says_so(mini: object, command: Any, prompt: Path, monkey
     heads = [line.split()[1:] for line in run.out.splitlines() if line.startswith("point")]
     seen = [number for head in heads for number in head[::2]]
     assert seen == [str(position) for position in range(15)]
+
+
+HOSTILE = [
+    "\r",
+    "\n",
+    "\r\n",
+    '"',
+    ",",
+    'a\r,"b',
+    "",
+    "NA",
+    "nan",
+    " ",
+    "\\",
+    "\x00",
+    "\x0b",
+    "\u2028",
+    "#",
+]
+
+
+def test_csv_reads_back_the_same(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"token": HOSTILE, "value": [0.1] * len(HOSTILE)})
+    path = tmp_path / "x.csv"
+    cli.write_text(str(path), cli.csv_text(frame))
+    pd.testing.assert_frame_equal(pd.read_csv(path, keep_default_na=False), frame)
+    with path.open(newline="", encoding="utf-8") as file:
+        assert [row["token"] for row in csv.DictReader(file)] == HOSTILE
+
+
+def test_a_prompt_of_line_ends_as_csv(mini: Any, command: Any, tmp_path: Path) -> None:
+    odd = tmp_path / "odd\r.txt"
+    odd.write_bytes(b'a\rb\r\n,"\r')
+    path = tmp_path / "x.csv"
+    run = command(odd, "--model", "mini", "--positions", "all", "--csv", path)
+    assert run.status == 0, run.err
+    tokens = mini.to_str_tokens('a\rb\r\n,"\r')
+    assert "\r" in tokens
+    frame = pd.read_csv(path, keep_default_na=False)
+    assert list(frame.groupby("position")["token"].first()) == tokens
 
 
 # ------------------------------------------------------------------ what goes wrong

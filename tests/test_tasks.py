@@ -562,6 +562,14 @@ def test_command_writes_table_json_and_csv(folder, tmp_path, capsys):
     assert set(table["task"]) == set(TASKS) and set(table["split"]) == {"held_out"}
 
 
+def test_any_model_name_survives_csv(folder, tmp_path):
+    odd = tmp_path / 'a\r"b'
+    odd.symlink_to(folder)
+    path = tmp_path / "out.csv"
+    assert command("ioi", "--n", "4", "--model", str(odd), "--csv", str(path)) == 0
+    assert set(pd.read_csv(path)["model"]) == {str(odd)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

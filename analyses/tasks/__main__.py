@@ -51,7 +51,7 @@ def main(
         results.append(evaluate(loaded, data.to(loaded.device)))
     show(choice.name, results, console)
     if csv:
-        cli.write_text(csv, as_frame(choice.name, results).to_csv(index=False, lineterminator="\n"))
+        cli.write_text(csv, cli.csv_text(as_frame(choice.name, results)))
     if json_path:
         cli.write_text(json_path, as_json(choice.name, results))
 
