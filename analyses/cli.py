@@ -293,26 +293,45 @@ def _devices() -> list[str]:
 # ------------------------------------------------------------------ output
 
 
-def check_outputs(*, html: str | None, csv: str | None, json: str | None) -> None:
+def check_outputs(
+    *, html: str | None, csv: str | None, json: str | None, inputs: Sequence[str] = ()
+) -> None:
     """Refuse output paths that cannot be written, before anything is computed.
+
+    Args:
+        inputs: the files that are read, which no output may replace.
 
     Raises:
         CommandError: a missing folder, a folder where a file should be, no permission, the same
-            path twice, or a page on standard output.
+            file twice or one of the inputs (under whatever name), or a page on standard output.
     """
     given = {"--html": html, "--csv": csv, "--json": json}
-    seen: dict[str, str] = {}
+    read = {_place(file): file for file in inputs if file != STDIN}
+    seen: dict[object, str] = {}
     for option, value in given.items():
         if value is None:
             continue
         if option == "--html" and value == STDIN:
             raise CommandError("--html needs a path; only --csv and --json write to - (stdout)")
-        place = value if value == STDIN else str(Path(value).absolute())
+        place = STDIN if value == STDIN else _place(value)
+        shown = printable_path(value)
         if place in seen:
-            raise CommandError(f"{seen[place]} and {option} would both write to {value}")
+            raise CommandError(f"{seen[place]} and {option} would both write to {shown}")
+        if place in read:
+            file = printable_path(read[place])
+            raise CommandError(f"{option} {shown} would overwrite the prompt file {file}")
         seen[place] = option
         if value != STDIN:
             _check_writable(option, Path(value))
+
+
+def _place(path: str) -> object:
+    """The same for all names of one file: `z`, `a/../z`, and links to it."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return os.path.realpath(path)
+    return status.st_dev, status.st_ino
 
 
 def _check_writable(option: str, path: Path) -> None:

@@ -674,7 +674,7 @@ def main(
     Takes the residual stream before, in the middle of and after every block through the final
     layer norm and the unembedding, and shows the likeliest tokens there (nostalgebraist 2020).
     """
-    cli.check_outputs(html=html, csv=csv, json=json_path)
+    cli.check_outputs(html=html, csv=csv, json=json_path, inputs=files)
     where = parse_positions(positions)
     prompts = cli.read_prompts(files)
     console = cli.console(data_on_stdout=cli.STDIN in (csv, json_path))

@@ -202,6 +202,10 @@ def bad(name: str, content: bytes) -> Any:
     return make
 
 
+def roundabout(name: str) -> Any:
+    return lambda tmp_path: tmp_path / ".." / tmp_path.name / name
+
+
 ERRORS: list[tuple[str, list[Any] | None, int, str]] = [
     ("missing file", ["promt.txt"], 1, r"no file .*promt\.txt.*Did you mean 'prompt\.txt'"),
     ("missing folder", ["no/prompt.txt"], 1, r"there is no file .*\(there is no folder .*no\)"),
@@ -226,6 +230,12 @@ ERRORS: list[tuple[str, list[Any] | None, int, str]] = [
     ("csv is a folder", ["prompt.txt", "--csv", "."], 1, "this is a folder"),
     ("html to stdout", ["prompt.txt", "--html", "-"], 1, "--html needs a path"),
     ("same path", ["prompt.txt", "--csv", "x", "--json", "./x"], 1, "--csv and --json would both"),
+    ("another spelling", ["prompt.txt", "--csv", "x", "--json", roundabout("x")], 1,
+     "--csv and --json would both write to"),
+    ("own prompt", ["prompt.txt", "--csv", "prompt.txt"], 1,
+     r"^error: --csv prompt\.txt would overwrite the prompt file prompt\.txt$"),
+    ("own prompt too", ["-", "prompt.txt", "--html", roundabout("prompt.txt")], 1,
+     "--html .* would overwrite the prompt file prompt.txt"),
     ("both stdout", ["prompt.txt", "--csv", "-", "--json", "-"], 1, "would both write to -"),
 ]  # fmt: skip
 
@@ -282,6 +292,16 @@ def test_error_of_the_analysis(
     given = [a(tmp_path) if callable(a) else a for a in arguments]
     check_error(command(*given, "--model", "mini", "--json", "out.json"), 1, message)
     assert not (tmp_path / "out.json").exists()
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_links_to_the_prompt_are_not_overwritten(
+    command: Any, prompt: Path, tmp_path: Path, link: Any
+) -> None:
+    link(prompt, tmp_path / "link")
+    run = command(prompt, "--json", tmp_path / "link")
+    check_error(run, 1, r"--json .*link would overwrite the prompt file .*prompt\.txt")
+    assert prompt.read_text() == PROMPT + "\n"
 
 
 def test_a_folder_one_may_not_write_to(
