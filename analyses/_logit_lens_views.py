@@ -118,7 +118,8 @@ def _hover(row: Mapping[str, Any]) -> str:
     """Everything about one point at one position, as plotly's markup."""
 
     def bold(token: str) -> str:
-        return f"<b>{report.plotly_text(cli.visible(token))}</b>"
+        # Isolated, or a number after a word written from right to left would stand before it.
+        return f"<b>\u2068{report.plotly_text(cli.visible(token))}\u2069</b>"
 
     where = f"{row['layer']}.{row['point']} after position {row['position']}"
     lines = [
@@ -298,7 +299,7 @@ def _grid(
         ids = lens.top_tokens[:, batch, slot, 0].tolist()
         probs = lens.top_probs[:, batch, slot, 0].tolist()
         cells = [
-            cli.Cell(f"{_token(lens, id, 10)} {round(100 * p):02d}", p)
+            cli.Cell(f"{_token(lens, id, 10)} {100 * p:02.0f}", p)
             for id, p in zip(ids, probs, strict=True)
         ]
         columns.append(

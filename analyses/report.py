@@ -169,7 +169,7 @@ class Shaded(NamedTuple):
 
     Attributes:
         text: what it says.
-        shade: how strong the background is, 0 to 1.
+        shade: how strong the background is, 0 to 1; nan for none.
         note: shown when the pointer rests on it.
     """
 
@@ -202,6 +202,9 @@ class Page:
 
     def tokens(self, tokens: Sequence[str], prepended: bool) -> None:
         """Show the tokens of a prompt as they were used, with their positions on hovering.
+
+        Each has a box of its own: they stand in the order of the prompt also where it is written
+        from right to left, and a line ends between two of them.
 
         Args:
             tokens: one string per token.
@@ -336,7 +339,8 @@ def _rounded(value: Any) -> Any:
 def _cell(cell: str | Shaded) -> str:
     if isinstance(cell, str):
         return f"<td>{html.escape(cell)}</td>"
-    percent = round(100 * min(max(cell.shade, 0.0), 1.0))
+    shade = 0.0 if math.isnan(cell.shade) else min(max(cell.shade, 0.0), 1.0)
+    percent = round(100 * shade)
     strong = ' class="strong"' if percent >= 50 else ""
     return (
         f'<td{strong} style="--shade:{percent}%" title="{html.escape(cell.note)}">'
@@ -374,8 +378,9 @@ p{max-width:60rem;margin:.5rem 0}
 .lead{opacity:.8}
 #theme{float:right;font-size:1.1rem;line-height:1;padding:.35rem .5rem}
 .tokens{font-family:ui-monospace,'DejaVu Sans Mono',Menlo,Consolas,monospace;font-size:13px;
- line-height:2;max-width:none}
-.token{border:1px solid var(--line);border-radius:.25rem;padding:.1rem .3rem;margin-right:.2rem;
+ max-width:none}
+.token{display:inline-block;max-width:100%;box-sizing:border-box;line-height:1.4;
+ border:1px solid var(--line);border-radius:.25rem;padding:.1rem .3rem;margin:0 .2rem .3rem 0;
  overflow-wrap:anywhere}
 .added{border-style:dashed;opacity:.65}
 figure{margin:.75rem 0}

@@ -1,5 +1,6 @@
 """The logit lens: its numbers against a naive computation, its edges, its shapes and its errors."""
 
+import io
 import json
 import math
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from analyses import _logit_lens_views as views
@@ -368,11 +370,17 @@ def test_dict_is_json(lens: LogitLens) -> None:
     assert data["provenance"]["dtype"] == "float64"
 
 
-def test_not_finite_becomes_null_in_json() -> None:
+def test_not_finite_is_shown_and_becomes_null_in_json() -> None:
     model = build(torch.float32)
     with torch.no_grad():
         model.get_parameter("ln_f.bias").fill_(math.nan)
-    data = logit_lens(model, "ab").to_dict()
+    for positions in (-1, "all"):
+        lens = logit_lens(model, "ab", positions=positions, targets="a")
+        assert ">nan" in views.page([("", lens)]).html()
+        console = Console(file=io.StringIO())
+        views.show(lens, console)
+        assert " nan" in console.file.getvalue()  # type: ignore[attr-defined]
+    data = lens.to_dict()
     assert data["lens"][0]["entropy"] is None
     json.dumps(data, allow_nan=False)
 
@@ -392,6 +400,7 @@ def test_heat_map(lens: LogitLens) -> None:
     assert figure.layout.yaxis.ticktext[0].strip() == "0.resid_pre"
     assert "&lt;/script&gt;" in figure.layout.xaxis.ticktext[5]
     assert not any("</script>" in text for row in heat.customdata for text in row)
+    assert "target <b>\u2068·Mary\u2069</b>: log-probability" in heat.customdata[0][0]
     menu = figure.layout.updatemenus[0]
     assert [button.label for button in menu.buttons] == [
         "probability", "entropy, nats", "KL(final || lens), nats",

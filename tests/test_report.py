@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,13 @@ def test_buttons_of_a_figure_become_buttons_of_the_page() -> None:
     assert pressed == [None, "true", "false"]  # the first one changes the theme
 
 
+def test_a_shade_that_is_no_number_is_none() -> None:
+    page = Page("x")
+    page.table(["a"], [[Shaded("nan", float("nan"))], [Shaded("one", 1.5)]])
+    shades = [a.get("style") for tag, a in Elements(page.html()).elements if tag == "td"]
+    assert shades == ["--shade:0%", "--shade:100%"]
+
+
 def test_script_json() -> None:
     value = {"a": HOSTILE, "b": [1.5, None, True]}
     assert not set("<>&") & set(script_json(value))
@@ -275,6 +283,31 @@ def test_browser_draws_hostile_page_offline(tmp_path: Path, theme: str) -> None:
     assert "<a" not in ticks[6]
     assert page_requests(tmp_path) == []
     assert "example.com" not in (tmp_path / "net.json").read_text(errors="replace")
+
+
+def test_tokens_stand_in_order_and_in_one_box_each(tmp_path: Path) -> None:
+    tokens = ["·שלום", "·עולם", ",", "·12", "·مرحبا", "x" * 400, "·two·halves·of·one"] * 4
+    page = Page("order")
+    page.tokens(tokens, prepended=False)
+    page.table(["a", "b"], [["שלום", "עולם"]])
+    # Its own policy would not let this script run.
+    source = re.sub("<meta http-equiv.*?>", "", page.html())
+    measure = """<script>
+    const boxes = [...document.querySelectorAll(".token, td")].map(e =>
+      [...e.getClientRects()].map(r => [r.left, r.top, r.right]));
+    document.body.setAttribute("data-boxes", JSON.stringify([innerWidth, boxes]));
+    </script></body>"""
+    path = tmp_path / "page.html"
+    path.write_text(source.replace("</body>", measure), encoding="utf-8")
+    dom = browse(path, tmp_path, "--window-size=500,500")
+    found = re.search('data-boxes="(.*?)"', dom)
+    assert found is not None
+    width, boxes = json.loads(html.unescape(found[1]))
+    assert [len(box) for box in boxes] == [1] * (len(tokens) + 2)  # none is in two pieces
+    places = [box[0] for box in boxes]
+    for (left, top, _), (next_left, next_top, _) in pairwise(places):
+        assert next_top > top or (next_top == top and next_left > left)
+    assert max(right for _, _, right in places) <= width
 
 
 def test_requests_of_a_page_are_seen(tmp_path: Path) -> None:
