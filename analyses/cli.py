@@ -443,7 +443,8 @@ def print_table(
     from rich.table import Table
 
     def width(column: Column) -> int:
-        return 2 + max(cell_len(text) for text in (column.header, *(c.text for c in column.cells)))
+        texts = (column.header, *(cell.text for cell in column.cells))
+        return 2 + max(cell_len(line) for text in texts for line in text.split("\n"))
 
     room = console.width + 1 - sum(map(width, labels))  # nothing stands after the last column
     blocks: list[list[Column]] = []

@@ -1,5 +1,6 @@
 """The tasks: examples that are what they say, held-out parts that are held out, honest scores."""
 
+import io
 import json
 import math
 import re
@@ -13,12 +14,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from torch import Tensor
 
 from analyses import cli
 from analyses.tasks import TASKS, generate, texts, words
-from analyses.tasks.__main__ import main
+from analyses.tasks.__main__ import main, show
 from analyses.tasks.data import TaskData
 from analyses.tasks.evaluate import Estimate, bootstrap, evaluate, wilson
 from interp import HookedGPT2
@@ -528,6 +530,30 @@ def test_bootstrap_interval_has_the_width_of_theory():
     assert str(Estimate(0.5, 0.25, 1.0)) == "0.500 [0.250, 1.000]"
 
 
+def test_one_example_has_no_interval(folder):
+    model = HookedGPT2.from_pretrained(folder)
+    one = evaluate(model, make("ioi", 1), progress=False).scores
+    for metric in ("logit_diff", "prob_diff"):
+        assert math.isnan(one[metric].low) and math.isnan(one[metric].high)
+        assert str(one[metric]) == f"{one[metric].value:.3f} [no interval]"
+    assert one["accuracy"].high - one["accuracy"].low > 0.7  # Wilson's says how little one tells
+
+
+@pytest.mark.parametrize("width", [30, 40, 60, 80, 200])
+def test_the_table_loses_nothing_at_any_width(folder, width):
+    model = HookedGPT2.from_pretrained(folder)
+    results = [evaluate(model, make(name, 4), progress=False) for name in TASKS]
+    console = Console(file=io.StringIO(), width=width)
+    show("model", results, console)
+    shown = console.file.getvalue()
+    assert "…" not in shown
+    assert max(map(len, shown.split("\n\n", 1)[1].splitlines())) <= width
+    for result in results:
+        assert result.data.task in shown
+        for score in result.scores.values():
+            assert f"{score.low:.2f}..{score.high:.2f}" in shown
+
+
 @pytest.mark.parametrize(
     ("model", "message"),
     [
@@ -574,7 +600,8 @@ def test_any_model_name_survives_csv(folder, tmp_path):
     ("arguments", "message"),
     [
         (["ioy"], "error: unknown task 'ioy'; did you mean 'ioi'?"),
-        (["ioi", "--n", "0"], "error: n must be at least 1, got 0"),
+        (["ioi", "--n", "0"], "error: n must be at least 2 to have intervals, got 0"),
+        (["ioi", "--n", "1"], "error: n must be at least 2 to have intervals, got 1"),
         (["ioi", "--split", "tran"], "error: unknown split of ioi 'tran'; did you mean 'train'?"),
         (["ioi", "--model", "/no/such/folder"], "error: "),
         (["ioi", "--dtype", "float23"], "error: "),

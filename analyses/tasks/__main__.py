@@ -1,6 +1,7 @@
 """Evaluate a model on a task: `python -m analyses.tasks ioi --model gpt2`."""
 
 import json
+import math
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +21,7 @@ METRICS = ("accuracy", "top1", "logit_diff", "prob_diff")
 def main(
     task: Annotated[str, typer.Argument(metavar="TASK", help=f"{', '.join(TASKS)}, or all.")],
     model: cli.Model = None,
-    n: Annotated[int, typer.Option(help="Examples per task.", metavar="N")] = 500,
+    n: Annotated[int, typer.Option(help="Examples per task, at least 2.", metavar="N")] = 500,
     seed: Annotated[
         int, typer.Option(help="Seed of the examples and of the bootstrap.", metavar="N")
     ] = 0,
@@ -37,8 +38,8 @@ def main(
     """Accuracy, logit difference and probability difference, with 95 % intervals."""
     cli.check_outputs(html=None, csv=csv, json=json_path)
     names = list(TASKS) if task == "all" else [get_task(task).name]
-    if n < 1:
-        raise cli.CommandError(f"n must be at least 1, got {n}")
+    if n < 2:
+        raise cli.CommandError(f"n must be at least 2 to have intervals, got {n}")
     console = cli.console(data_on_stdout=cli.STDIN in (csv, json_path))
     choice = cli.choose_model(model)
     console.print(str(choice), style="bold", soft_wrap=True)
@@ -77,18 +78,15 @@ def as_json(model: str, results: "list[Evaluation]") -> str:
 
 def show(model: str, results: "list[Evaluation]", console: "Console") -> None:
     """Print the results as a table, and below it what was dropped."""
-    from rich.table import Table
-
     data = results[0].data
     title = f"{model}, {len(data)} {data.split} examples, seed {data.seed}"
-    table = Table(title=f"{title}, prepend_bos={data.prepend_bos}")
-    table.add_column("task")
-    for metric in METRICS:
-        table.add_column(metric, justify="right")
-    for result in results:
-        scores = [cell(result.scores.get(metric)) for metric in METRICS]
-        table.add_row(result.data.task, *scores)
-    console.print(table)
+    console.print(f"{title}, prepend_bos={data.prepend_bos}", soft_wrap=True)
+    tasks = cli.Column("task", [cli.Cell(result.data.task) for result in results])
+    columns = [
+        cli.Column(metric, [cli.Cell(cell(result.scores.get(metric))) for result in results])
+        for metric in METRICS
+    ]
+    cli.print_table(console, [tasks], columns, "metrics")
     for result in results:
         if line := result.data.dropped_line():
             console.print(f"{result.data.task}: {line}")
@@ -96,7 +94,10 @@ def show(model: str, results: "list[Evaluation]", console: "Console") -> None:
 
 def cell(score: "Estimate | None") -> str:
     """A score over its interval, narrow enough for a terminal of 80 columns."""
-    return "" if score is None else f"{score.value:.3f}\n{score.low:.2f}..{score.high:.2f}"
+    if score is None:
+        return ""
+    interval = "no interval" if math.isnan(score.low) else f"{score.low:.2f}..{score.high:.2f}"
+    return f"{score.value:.3f}\n{interval}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ Metrics:
   each, the plain difference of logits. In nats.
 - `prob_diff`: probability of all answers minus probability of all wrong tokens.
 
-Intervals: Wilson's score interval for shares, seeded percentile bootstrap over examples for means.
+Intervals: Wilson's score interval for shares, seeded percentile bootstrap over examples for means
+(of two examples or more; a single one has none).
 Induction's examples are whole sequences, since the tokens of one sequence are not independent.
 
 Sources: logit difference: Wang et al. 2022, section 2 (arXiv 2211.00593); probability difference:
@@ -42,14 +43,15 @@ _Z = 1.959964
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over examples, and the ends of its 95 % interval."""
+    """A mean over examples, and the ends of its 95 % interval (nan where there is none)."""
 
     value: float
     low: float
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        interval = "no interval" if math.isnan(self.low) else f"{self.low:.3f}, {self.high:.3f}"
+        return f"{self.value:.3f} [{interval}]"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -161,7 +163,12 @@ def wilson(shares: Float[Tensor, " example"]) -> Estimate:
 
 
 def bootstrap(values: Float[Tensor, " example"], seed: int) -> Estimate:
-    """The mean with a 95 % percentile bootstrap interval over examples (seeded)."""
+    """The mean with a 95 % percentile bootstrap interval over examples (seeded).
+
+    One example says nothing about how others would differ: its interval is nan.
+    """
+    if len(values) < 2:
+        return Estimate(float(values.mean()), math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
     means = []
     for _ in range(0, _RESAMPLES, 100):  # in parts, to bound memory for large n
