@@ -7,17 +7,19 @@ card shows, so that a file that was damaged or exchanged cannot land.
 import json
 from itertools import pairwise
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
 import torch
 
-from analyses.tasks import generate
+from analyses.tasks import generate, get_task
 from analyses.tasks.evaluate import evaluate
 from training.card import ROWS, render
 from training.loss import weighted_loss
 from training.measure import head_scores, validation
 from training.mixture import Mixture, Rows, TaskDocuments
+from training.more_templates import MORE_TEMPLATES
 from training.muon import orthogonalise
 from training.ngram import KneserNey
 
@@ -242,3 +244,12 @@ def test_muons_update_is_nearly_orthogonal():
     values = torch.linalg.svdvals(orthogonalise(torch.randn(3, 16, 40)))
     assert values.min() > 0.5
     assert values.max() < 1.5
+
+
+@pytest.mark.parametrize("task", sorted(MORE_TEMPLATES))
+def test_templates_made_for_training_are_not_held_out(task):
+    rng = Random(0)
+    made = {MORE_TEMPLATES[task](rng) for _ in range(5000)}
+    assert len(made) > 300
+    for template in get_task(task).templates["held_out"]:
+        assert template.text not in made

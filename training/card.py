@@ -60,7 +60,6 @@ def render(figures: dict[str, Any], config: dict[str, Any]) -> str:
         figures=_figure_table(figures),
         val_tokens=f"{validation['tokens']:,}",
         ngram_order=validation["ngram_order"],
-        ngram_tokens=f"{validation['ngram_tokens']:,}",
         targets=_targets(missed),
         samples="\n\n".join(_quoted(sample) for sample in figures["samples"]),
         n_layers=cfg.n_layers,
@@ -109,14 +108,17 @@ def credit_list(corpus: Path) -> str:
 
 def _figure_table(figures: dict[str, Any]) -> str:
     validation, heads = figures["validation"], figures["heads"]
-    lines = ["| | mini | n-gram baseline |", "|---|---|---|"]
-    for label, key, digits in (
-        ("Validation loss, nats per token", "nats_per_token", 3),
-        ("Validation loss, bits per byte", "bits_per_byte", 3),
-    ):
-        lines.append(
-            f"| {label} | {validation[key]:.{digits}f} | {validation[f'ngram_{key}']:.{digits}f} |"
-        )
+    lines = ["| validation loss | nats per token | bits per byte |", "|---|---|---|"]
+    order = validation["ngram_order"]
+    models = [("mini", validation)]
+    models += [
+        (f"{order}-gram trained on {ngram['tokens'] / 1e6:.0f} million tokens", ngram)
+        for ngram in validation["ngrams"]
+    ]
+    lines += [
+        f"| {label} | {losses['nats_per_token']:.3f} | {losses['bits_per_byte']:.3f} |"
+        for label, losses in models
+    ]
     lines += ["", "| task | held out | aimed at |", "|---|---|---|"]
     for label, (task, metric, target) in ROWS.items():
         value, low, high = figures["tasks"][task][metric]

@@ -1,5 +1,6 @@
 """Write a trained checkpoint as a Hugging Face folder, weights in float16."""
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -12,10 +13,10 @@ from training.tokenizer import copy_tokenizer
 
 
 def export(work: Path, target: Path) -> None:
-    """Write `config.json`, `model.safetensors` and the tokenizer's files to `target`.
+    """Write config, weights, the tokenizer's files and the loss curve to `target`.
 
     Args:
-        work: folder with `checkpoint.pt` and `tokenizer/`.
+        work: folder with `checkpoint.pt`, `curve.csv` and `tokenizer/`.
         target: folder to write to; files of these names in it are replaced.
 
     Raises:
@@ -43,3 +44,4 @@ def export(work: Path, target: Path) -> None:
     config.dtype = "float16"
     config.save_pretrained(target)
     copy_tokenizer(work / "tokenizer", target)
+    shutil.copyfile(work / "curve.csv", target / "curve.csv")

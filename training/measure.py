@@ -23,8 +23,8 @@ from interp import HookedGPT2
 from training.corpus import END_OF_TEXT
 from training.ngram import KneserNey
 
-# What the n-gram model is trained on: all of "modern" and this many tokens of "books".
-NGRAM_BOOKS = 12_000_000
+# What the n-gram models are trained on: all of "modern" and this many tokens of "books".
+NGRAM_BOOKS = (4_000_000, 12_000_000)
 NGRAM_ORDER = 4
 PROMPTS = ("", "One day a little girl", "Tom and Mary")
 
@@ -119,11 +119,15 @@ def sample(model: HookedGPT2, prompt: str, seed: int, n_tokens: int = 80) -> str
     return "".join(model.to_str_tokens(tokens[0, 1:], prepend_bos=False))
 
 
-def ngram_loss(work: Path, tokens: np.ndarray, d_vocab: int) -> float:
-    """Mean loss of the n-gram baseline in nats per token."""
-    books = np.load(work / "books.npy")[:NGRAM_BOOKS]
-    text = np.concatenate([np.load(work / "modern.npy"), books])
-    return float(-KneserNey(text, d_vocab, NGRAM_ORDER).log_probs(tokens).mean())
+def ngram_losses(work: Path, tokens: np.ndarray, d_vocab: int) -> dict[int, float]:
+    """Tokens that an n-gram baseline is trained on -> its mean loss in nats per token."""
+    losses = {}
+    for n_books in NGRAM_BOOKS:
+        books = np.load(work / "books.npy")[:n_books]
+        text = np.concatenate([np.load(work / "modern.npy"), books])
+        model = KneserNey(text, d_vocab, NGRAM_ORDER)
+        losses[len(text)] = float(-model.log_probs(tokens).mean())
+    return losses
 
 
 def figures_of(
@@ -143,8 +147,7 @@ def figures_of(
     val = np.load(work / "val.npy")
     total, count = validation(model, torch.from_numpy(val.astype(np.int32)))
     nats = total / count
-    ngram = ngram_loss(work, val, model.cfg.d_vocab)
-    tokens_per_byte = len(val) / val_bytes
+    bits = len(val) / val_bytes / math.log(2)
     tasks = {}
     for task in TASKS.values():
         for split in task.templates:
@@ -161,12 +164,13 @@ def figures_of(
     return {
         "validation": {
             "nats_per_token": nats,
-            "bits_per_byte": nats * tokens_per_byte / math.log(2),
+            "bits_per_byte": nats * bits,
             "tokens": count,
-            "ngram_nats_per_token": ngram,
-            "ngram_bits_per_byte": ngram * tokens_per_byte / math.log(2),
             "ngram_order": NGRAM_ORDER,
-            "ngram_tokens": len(np.load(work / "modern.npy", mmap_mode="r")) + NGRAM_BOOKS,
+            "ngrams": [
+                {"tokens": size, "nats_per_token": loss, "bits_per_byte": loss * bits}
+                for size, loss in ngram_losses(work, val, model.cfg.d_vocab).items()
+            ],
         },
         "tasks": tasks,
         "examples_per_task": n,

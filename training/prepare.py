@@ -20,6 +20,7 @@ from training.excerpts import (
     words_of,
 )
 from training.mixture import ANSWER_WEIGHT, TaskDocuments
+from training.more_templates import MORE_TEMPLATES
 
 # Documents of each task. Repeated random tokens are no text; `mixture` draws them.
 TASKS = {
@@ -30,17 +31,6 @@ TASKS = {
     "capitals": 4_000,
 }
 FACT_COPIES = 2
-# Besides the templates of the training split; none of them is held out.
-AGREEMENT_STARTS = (
-    *("The", "But the", "Now the", "Perhaps the", "I know that the", "It seems that the"),
-    *("She thought that the", "Then the", "Do you see that the", "He was told that the"),
-    *("The big", "The young", "Today the", "You say that the", "They hope that the"),
-)
-AGREEMENT_LINKS = (
-    *("on", "at", "from", "in", "around", "inside", "outside", "against", "among", "along"),
-    *("for", "about", "of", "opposite", "below", "at the side of", "on top of", "far from"),
-    *("at the end of", "that belonged to", "not far from", "on the other side of", "without"),
-)
 # How many of a task's documents draw words from the wider pools.
 WIDE_SHARE = 0.9
 # In how many documents the words that are no slot are disturbed, and how many of them at most.
@@ -107,10 +97,8 @@ def task_documents(wide: Pools, seed: int = 0) -> list[Document]:
         wider = {**narrow, **{pool: wide[pool] for pool in narrow if pool in wide}}
         for _ in range(count):
             template = rng.choice(task.templates["train"])
-            if name == "agreement" and rng.random() < WIDE_SHARE / 2:
-                start, between = rng.choice(AGREEMENT_STARTS), rng.choice(AGREEMENT_LINKS)
-                text = f"{start} {{SUBJECT}} {between} the {{ATTRACTOR}}"
-                template = replace(template, text=text)
+            if name in MORE_TEMPLATES and rng.random() < 0.5:
+                template = replace(template, text=MORE_TEMPLATES[name](rng))
             pools = wider if rng.random() < WIDE_SHARE else narrow
             # The same draws twice: once for the prompt alone, once for the text that contains it.
             state = rng.getstate()
