@@ -543,9 +543,9 @@ def test_one_example_has_no_interval(folder):
 def test_the_table_loses_nothing_at_any_width(folder, width):
     model = HookedGPT2.from_pretrained(folder)
     results = [evaluate(model, make(name, 4), progress=False) for name in TASKS]
-    console = Console(file=io.StringIO(), width=width)
-    show("model", results, console)
-    shown = console.file.getvalue()
+    out = io.StringIO()
+    show("model", results, Console(file=out, width=width))
+    shown = out.getvalue()
     assert "…" not in shown
     assert max(map(len, shown.split("\n\n", 1)[1].splitlines())) <= width
     for result in results:
