@@ -38,10 +38,10 @@ N_CTX = 256
 class Plan:
     """What a run is: schedule, learning rates, mixture, seed; when attention is primed."""
 
-    steps: int = 6000
+    steps: int = 5100
     warmup: int = 40
     decay: int = 1500
-    lr_matrices: float = 0.003
+    lr_matrices: float = 0.005
     lr_others: float = 0.001
     prime_at: int = 2000
     seed: int = 0

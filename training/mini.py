@@ -57,7 +57,7 @@ def train(
     rows: Annotated[
         tuple[int, int, int, int],
         typer.Option(help="Rows per batch: modern, books, packed documents, repeats."),
-    ] = (2, 3, 5, 1),
+    ] = (2, 2, 6, 1),
     lr_matrices: Annotated[
         float, typer.Option(help="Muon's learning rate.")
     ] = loop.Plan.lr_matrices,

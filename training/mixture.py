@@ -22,8 +22,8 @@ class Mixture:
     """
 
     modern: int = 2
-    books: int = 3
-    tasks: int = 5
+    books: int = 2
+    tasks: int = 6
     repeats: int = 1
     excerpt_share: float = 0.15
 
