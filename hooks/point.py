@@ -84,9 +84,10 @@ def check_function(fn: object, name: str) -> None:
     except (TypeError, ValueError):
         return  # a builtin without a signature: the call itself will tell
     try:
-        signature.bind(None, **_hook_argument(signature)) if _hook_argument(
-            signature
-        ) else signature.bind(None, None)
+        if _takes_hook_by_name(signature):
+            signature.bind(None, hook=None)
+        else:
+            signature.bind(None, None)
     except TypeError as error:
         raise HookError(
             f"the hook for {name!r}, {describe(fn)}{signature}, cannot be called as "
@@ -97,9 +98,9 @@ def check_function(fn: object, name: str) -> None:
 def call(fn: HookFunction, value: Tensor, point: HookPoint) -> Any:
     """Call `fn` on `value`, passing the point as `hook` by name where `fn` has that name."""
     try:
-        by_name = _hook_argument(inspect.signature(fn))
+        by_name = _takes_hook_by_name(inspect.signature(fn))
     except (TypeError, ValueError):
-        by_name = {}
+        by_name = False
     return fn(value, hook=point) if by_name else fn(value, point)
 
 
@@ -109,5 +110,5 @@ def describe(fn: object) -> str:
     return getattr(inner, "__qualname__", repr(inner))
 
 
-def _hook_argument(signature: inspect.Signature) -> dict[str, None]:
-    return {"hook": None} if "hook" in signature.parameters else {}
+def _takes_hook_by_name(signature: inspect.Signature) -> bool:
+    return "hook" in signature.parameters

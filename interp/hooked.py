@@ -411,15 +411,12 @@ class HookedGPT2(WeightViews):
 
     # ---------------------------------------------------------------- hooks that stay
 
-    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()):
+    @contextmanager
+    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator["HookedGPT2"]:
         """A context in which functions listen in every run.
 
         Leaving it, however that happens, removes them and whatever `add_hook` added inside it.
         """
-        return self._hooks(fwd_hooks, bwd_hooks)
-
-    @contextmanager
-    def _hooks(self, fwd_hooks: Hooks, bwd_hooks: Hooks) -> Iterator["HookedGPT2"]:
         added: list[tuple[list[HookFunction], HookFunction]] = []
         self._contexts.append(added)
         try:
