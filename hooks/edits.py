@@ -65,9 +65,13 @@ class Edit:
                 f"{self.point!r}."
             )
         for name in ("pos", "key"):
-            object.__setattr__(self, name, _frozen(name, getattr(self, name), per_prompt=True))
+            object.__setattr__(
+                self, name, frozen_indices(name, getattr(self, name), per_prompt=True)
+            )
         for name in ("head", "neuron"):
-            object.__setattr__(self, name, _frozen(name, getattr(self, name), per_prompt=False))
+            object.__setattr__(
+                self, name, frozen_indices(name, getattr(self, name), per_prompt=False)
+            )
 
     def __call__(self, activation: Tensor, hook: HookPoint) -> None:
         """Apply the edit, in place, to a whole activation of a run without padding.
@@ -199,7 +203,9 @@ class Add(Edit):
 Intervention = Edit | Sequence[Edit]
 
 
-def _frozen(name: str, given: Any, *, per_prompt: bool) -> int | tuple[int, ...] | Tensor | None:
+def frozen_indices(
+    name: str, given: Any, *, per_prompt: bool
+) -> int | tuple[int, ...] | Tensor | None:
     """Whole numbers as int or tuple; a tensor of one row per prompt as a copy of its own."""
     what = "a whole number, several" + (", or a tensor `batch` or `batch n`" if per_prompt else "")
     if given is None:
@@ -217,7 +223,7 @@ def _frozen(name: str, given: Any, *, per_prompt: bool) -> int | tuple[int, ...]
         if given.ndim > 1:
             raise ValueError(f"{name} is {what}, not of shape {tuple(given.shape)}.")
     one = not isinstance(given, Sequence | Tensor) or isinstance(given, str)
-    numbers = [given] if one else list(given)
+    numbers: list[Any] = [given] if one else list(given)
     if not numbers:
         raise ValueError(f"{name} is empty; None means all.")
     for number in numbers:
@@ -237,7 +243,7 @@ def _same(a: Any, b: Any) -> bool:
 
 def _shown(value: Any) -> str:
     if isinstance(value, ActivationCache):
-        sizes = {t.shape[0] for n, t in value.items() if value.axes[n][:1] == ("batch",)}
+        sizes = {t.shape[0] for n, t in value.tensors.items() if value.axes[n][:1] == ("batch",)}
         prompts = f"{sizes.pop()} prompts" if len(sizes) == 1 else f"{len(value)} activations"
         return f"<cache of {prompts}>"
     if isinstance(value, Tensor):

@@ -151,6 +151,44 @@ def _indices(rows: np.ndarray, device: torch.device) -> Tensor:
     return torch.from_numpy(rows).to(device)
 
 
+def real_columns(mask: Bool[Tensor, "batch pos"]) -> Columns:
+    """Per prompt, the columns of the token tensor in which its tokens are."""
+    return tuple(row.nonzero()[0] for row in mask.cpu().numpy())
+
+
+def columns_of(where: Any, real: Columns, what: str) -> Columns:
+    """Per prompt, the columns of the positions asked for, in the order asked for.
+
+    Args:
+        where: whole numbers, the same in every prompt, or a tensor with a row per prompt.
+        real: the columns of each prompt's tokens.
+        what: what asks, for error messages.
+
+    Raises:
+        IndexError: a position out of range of a prompt.
+        ValueError: not one row per prompt, or a token named twice.
+    """
+    if isinstance(where, Tensor):
+        if len(where) != len(real):
+            raise ValueError(f"{what} has {len(where)} rows, there are {len(real)} prompts.")
+        rows = where.reshape(len(where), -1).numpy()
+    else:
+        rows = np.array([[where] if isinstance(where, int) else where] * len(real))
+    found = []
+    for example, (row, own) in enumerate(zip(rows, real, strict=True)):
+        n = len(own)
+        outside = row[(row < -n) | (row >= n)]
+        if len(outside):
+            raise IndexError(
+                f"{what} {outside[0]} is out of range: prompt {example} has {n} tokens, "
+                f"0 to {n - 1} (or -{n} to -1)."
+            )
+        if len(np.unique(row % n)) != len(row):
+            raise ValueError(f"{what} names a token of prompt {example} twice.")
+        found.append(own[row % n])
+    return tuple(found)
+
+
 class Locator:
     """Finds the places of edits in a batch of prompts.
 
@@ -170,7 +208,7 @@ class Locator:
     ) -> None:
         self._points = points
         self._sizes = {**sizes, "one": 1}
-        self._real = tuple(row.nonzero()[0] for row in mask.cpu().numpy())
+        self._real = real_columns(mask)
         self._n_columns = mask.shape[1]
         self._dtype, self._device = like.dtype, like.device
         # What several edits share: sources moved to the device, means, draws.
@@ -218,31 +256,7 @@ class Locator:
 
     def _columns(self, edit: Edit, name: str) -> Columns:
         where = getattr(edit, name)
-        if where is None:
-            return self._real
-        if isinstance(where, Tensor):
-            if len(where) != len(self._real):
-                raise ValueError(
-                    f"{edit!r}: {name} has {len(where)} rows, there are {len(self._real)} prompts."
-                )
-            rows = where.reshape(len(where), -1).numpy()
-        else:
-            rows = np.array([[where] if isinstance(where, int) else where] * len(self._real))
-        return tuple(self._in_prompt(edit, name, row, example) for example, row in enumerate(rows))
-
-    def _in_prompt(self, edit: Edit, name: str, row: np.ndarray, example: int) -> np.ndarray:
-        real = self._real[example]
-        n = len(real)
-        outside = row[(row < -n) | (row >= n)]
-        if len(outside):
-            raise IndexError(
-                f"{edit!r}: {name} {outside[0]} is out of range: prompt {example} has {n} tokens, "
-                f"0 to {n - 1} (or -{n} to -1)."
-            )
-        row = row % n
-        if len(np.unique(row)) != len(row):
-            raise ValueError(f"{edit!r}: {name} names a token of prompt {example} twice.")
-        return real[row]
+        return self._real if where is None else columns_of(where, self._real, f"{edit!r}: {name}")
 
     def _along(self, edit: Edit, name: str, axis: str) -> Tensor | None:
         which = getattr(edit, name)
@@ -326,7 +340,7 @@ class Locator:
             keys=keys,
         )
 
-    def _from_run(self, edit: Edit, places: LocatedEdit, source: ActivationCache) -> _Values:
+    def _from_run(self, edit: Edit, places: LocatedEdit, source: Any) -> _Values:
         """Values at the same places of another run."""
         tensor, real = self._kept(edit, places.point, source)
         n_prompts = len(self._real)
@@ -401,7 +415,7 @@ class Locator:
             if point.name not in source.tensors:
                 raise UnknownHookName(
                     f"{edit!r}: its source has not kept {point.name!r}."
-                    f"{nearest(point.name, list(source))} Keep it by run_with_cache("
+                    f"{nearest(point.name, source.tensors)} Keep it by run_with_cache("
                     f"names_filter=...)."
                 )
             if source.axes[point.name] != point.axes:
@@ -422,16 +436,7 @@ class Locator:
             tensor = position_first(tensor.detach().to(self._device), point.axes)
             real = tuple(np.arange(tensor.shape[1]) for _ in range(len(tensor)))
             if source.attention_mask is not None:
-                real = tuple(row.nonzero()[0] for row in source.attention_mask.cpu().numpy())
-            if (
-                len(real[0]) > tensor.shape[1]
-                or source.tokens is not None
-                and (source.tokens.shape[-1] != tensor.shape[1])
-            ):
-                raise ValueError(
-                    f"{edit!r}: its source was kept with pos_slice; all positions are needed to "
-                    f"know which is which. A tensor does as source too."
-                )
+                real = real_columns(source.attention_mask)
             # The cache is kept with what was made of it: another may not come to live at its id.
             self._shared[key] = (tensor, real, source)
         tensor, real, _ = self._shared[key]
