@@ -16,7 +16,7 @@ Zhang & Nanda 2023, "Towards Best Practices of Activation Patching", section 4 (
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -25,7 +25,8 @@ from torch import Tensor
 
 from hooks.edits import Where, frozen_indices
 from hooks.located import columns_of, real_columns
-from interp import HookedGPT2, TokenBatch
+from analyses.prompts import AnyPrompts, Prompts
+from interp import HookedGPT2
 
 Ids = int | Sequence[int] | Int[Tensor, ""] | Int[Tensor, " example"] | Int[Tensor, "example k"]
 NO_TOKEN = -1
@@ -80,7 +81,7 @@ class Metric(ABC):
         """The tokens whose logits it needs; None: all of the vocabulary."""
         return None
 
-    def check(self, n_examples: int, d_vocab: int) -> None:
+    def check(self, n_examples: int, d_vocab: int) -> None:  # noqa: B027 (some need no check)
         """Raise ValueError or IndexError if it cannot judge so many prompts of this model."""
 
     def reads(self, mask: Bool[Tensor, "batch pos"]) -> Bool[Tensor, "batch pos"]:
@@ -203,8 +204,8 @@ def _mean_of(values: Tensor, ids: Tensor) -> Tensor:
 class LogitDiff(_OfTokens):
     """See `logit_diff`."""
 
-    answer_tokens: Tensor = torch.empty(0)
-    wrong_tokens: Tensor = torch.empty(0)
+    answer_tokens: Tensor = field(kw_only=True)
+    wrong_tokens: Tensor = field(kw_only=True)
 
     @property
     def name(self) -> str:
@@ -234,7 +235,7 @@ class LogitDiff(_OfTokens):
 class LogProb(_OfTokens):
     """See `log_prob` and `prob`."""
 
-    tokens: Tensor = torch.empty(0)
+    tokens: Tensor = field(kw_only=True)
     exponential: bool = False
 
     @property
@@ -461,7 +462,7 @@ def named_metrics(
 
 def evaluate(
     model: HookedGPT2,
-    tokens: str | Sequence[str] | TokenBatch | Tensor,
+    tokens: AnyPrompts,
     metric: AnyMetric | Sequence[AnyMetric] | Mapping[str, AnyMetric],
     *,
     attention_mask: Tensor | None = None,
@@ -477,15 +478,10 @@ def evaluate(
         what `model.forward`, `named_metrics` and the metrics raise.
     """
     found = named_metrics(metric)
-    kept: dict[str, Any] = {} if attention_mask is None else {"attention_mask": attention_mask}
-    if not isinstance(tokens, Tensor | TokenBatch):
-        tokens = model.tokenize(tokens, prepend_bos=prepend_bos)
-    ids, mask = tokens, attention_mask
-    if isinstance(tokens, TokenBatch):
-        ids, mask = tokens.tokens, tokens.attention_mask
-    ids = ids[None] if ids.ndim == 1 else ids
+    prompts = Prompts.of(model, tokens, attention_mask, prepend_bos)
+    ids, mask = prompts.tokens, prompts.attention_mask
     with torch.no_grad():
-        logits = model(tokens, **kept)
+        logits = model(ids, attention_mask=mask)
         return {
             name: (one(logits) if isinstance(one, Function) else one(logits, ids, mask)).to(
                 "cpu", torch.float64

@@ -1,0 +1,178 @@
+"""What a sweep found: every metric of every intervention on every prompt."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from analyses.report import Provenance
+from hooks import Edit
+from hooks.names import nearest
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_RESAMPLES = 2000
+
+
+def mean_and_stderr(
+    values: Float[Tensor, "*axes example"],
+) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
+    """Mean over examples, and its standard error (NaN for a single example)."""
+    n = values.shape[-1]
+    error = values.std(-1) / n**0.5 if n > 1 else torch.full(values.shape[:-1], torch.nan)
+    return values.mean(-1), error.to(values.dtype)
+
+
+def bootstrap(
+    values: Float[Tensor, "*axes example"], level: float = 0.95, *, seed: int = 0
+) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
+    """The ends of the percentile bootstrap interval of the mean over examples (Efron 1979).
+
+    Every cell is judged by the same 2,000 draws of examples. NaN for a single example.
+
+    Raises:
+        ValueError: level is not between 0 and 1.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level is between 0 and 1, not {level}.")
+    n = values.shape[-1]
+    if n < 2:
+        nothing = torch.full(values.shape[:-1], torch.nan, dtype=values.dtype)
+        return nothing, nothing
+    draw = torch.Generator().manual_seed(seed)
+    picked = torch.randint(n, (_RESAMPLES, n), generator=draw)
+    # How often each example was drawn; so a mean is a product of matrices.
+    weights = torch.zeros(_RESAMPLES, n, dtype=values.dtype)
+    weights.scatter_add_(1, picked, torch.ones(_RESAMPLES, n, dtype=values.dtype))
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype)
+    flat = values.reshape(-1, n)
+    found = [torch.quantile(part @ weights.T / n, ends, dim=1) for part in flat.split(4096)]
+    low, high = torch.cat(found, dim=1).unbind(0)
+    return low.view(values.shape[:-1]), high.view(values.shape[:-1])
+
+
+def normalise(mean: Tensor, zero: Tensor, one: Tensor) -> Tensor:
+    """(mean - zero) / (one - zero), where `zero` and `one` are averaged over examples.
+
+    Raises:
+        ValueError: the two are equal, so that there is no scale between them.
+    """
+    low, high = zero.double().mean(), one.double().mean()
+    if not bool((high - low).abs() > 0):
+        raise ValueError(
+            f"the metric is {float(low):.6g} in both runs: there is no scale from 0 to 1 between "
+            f"them."
+        )
+    return (mean - low) / (high - low)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SweepResult:
+    """Metrics of every intervention, in float64 on the CPU.
+
+    Attributes:
+        edits: the interventions, each a tuple of edits applied together.
+        given: edits that were on throughout, in the base run too.
+        values: metric -> `edit example`. A function that gave one number for all prompts together
+            has one example.
+        base: metric -> `example`, of the run without these edits.
+        str_tokens: the real tokens of each prompt.
+        prepend_bos: whether `<|endoftext|>` was put before the text; None for token ids.
+        provenance: model, dtype, versions, the call.
+    """
+
+    edits: tuple[tuple[Edit, ...], ...]
+    given: tuple[Edit, ...]
+    values: Mapping[str, Float[Tensor, "edit example"]]
+    base: Mapping[str, Float[Tensor, " example"]]
+    str_tokens: tuple[tuple[str, ...], ...]
+    prepend_bos: bool | None
+    provenance: Provenance
+
+    def _of(self, metric: str | None) -> Float[Tensor, "edit example"]:
+        return self.values[self.metric_name(metric)]
+
+    def metric_name(self, metric: str | None = None) -> str:
+        """The metric meant: the one asked for, or the only one there is.
+
+        Raises:
+            KeyError: there is none of that name; ValueError: there are several and none was named.
+        """
+        if metric is None:
+            if len(self.values) > 1:
+                raise ValueError(f"this sweep has several metrics, {list(self.values)}: name one.")
+            return next(iter(self.values))
+        if metric not in self.values:
+            raise KeyError(
+                f"this sweep has no metric {metric!r}.{nearest(metric, self.values)} It has "
+                f"{', '.join(self.values)}."
+            )
+        return metric
+
+    def mean(self, metric: str | None = None) -> Float[Tensor, " edit"]:
+        """Mean over examples."""
+        return self._of(metric).mean(-1)
+
+    def stderr(self, metric: str | None = None) -> Float[Tensor, " edit"]:
+        """Standard error of the mean over examples; NaN for a single one."""
+        return mean_and_stderr(self._of(metric))[1]
+
+    def interval(
+        self, metric: str | None = None, *, level: float = 0.95, seed: int = 0
+    ) -> tuple[Float[Tensor, " edit"], Float[Tensor, " edit"]]:
+        """Bootstrap interval of the mean over examples, see `bootstrap`."""
+        return bootstrap(self._of(metric), level, seed=seed)
+
+    def normalised(
+        self, zero: Tensor | float, one: Tensor | float, metric: str | None = None
+    ) -> Float[Tensor, " edit"]:
+        """Means on the scale on which `zero` is 0 and `one` is 1 (averaged over examples).
+
+        For patching, `zero` is the metric of the corrupted run and `one` that of the clean run.
+
+        Raises:
+            ValueError: the two are equal.
+        """
+        ends = [torch.as_tensor(end, dtype=torch.float64) for end in (zero, one)]
+        return normalise(self.mean(metric), *ends)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per number: `edit` (its place), `edits` (as text), `example`, `metric`, `value`,
+        `base` (without the edit)."""
+        import pandas as pd
+
+        columns: dict[str, list[Any]] = {}
+        for name in ("edit", "edits", "example", "metric", "value", "base"):
+            columns[name] = []
+        texts = ["; ".join(map(repr, edits)) for edits in self.edits]
+        for metric, values in self.values.items():
+            base = self.base[metric].tolist()
+            for index, row in enumerate(values.tolist()):
+                columns["edit"] += [index] * len(row)
+                columns["edits"] += [texts[index]] * len(row)
+                columns["example"] += range(len(row))
+                columns["metric"] += [metric] * len(row)
+                columns["value"] += row
+                columns["base"] += base
+        return pd.DataFrame(columns)
+
+    def __repr__(self) -> str:
+        n_prompts = len(self.str_tokens)
+        lines = [
+            f"SweepResult({self.provenance.model}, {len(self.edits)} interventions on {n_prompts} "
+            f"prompt{'s'[: n_prompts != 1]})"
+        ]
+        for metric, values in self.values.items():
+            change = values.mean(1) - self.base[metric].mean()
+            order = change.abs().argsort(descending=True)[:3].tolist()
+            lines.append(f"  {metric}: {float(self.base[metric].mean()):.4g} without edits; most")
+            lines += [
+                f"    {float(values[i].mean()):.4g} ({float(change[i]):+.4g})  "
+                f"{'; '.join(map(repr, self.edits[i]))}"
+                for i in order
+            ]
+        return "\n".join(lines)
