@@ -91,13 +91,6 @@ class Visibility:
             allowed = allowed & mask[:, None, None, :] & mask[:, None, -n_new:, None]
         return Visibility(positions, mask, allowed)
 
-    def blocked(self, n_query: int) -> Bool[Tensor, "#batch 1 query key"]:
-        """True where a query may not look."""
-        if self.allowed is not None:
-            return ~self.allowed
-        square = torch.ones(n_query, n_query, dtype=torch.bool, device=self.mask.device)
-        return square.triu(1)[None, None]
-
 
 class GPT2(nn.Module):
     """GPT-2's weights and its computation.
@@ -161,14 +154,25 @@ class GPT2(nn.Module):
         past: KeyValueCache | None,
     ) -> Residual:
         """Causal self-attention of one block."""
-        cfg = self.cfg
-        batch, n_new, d_model = resid_pre.shape
-        q, k, v = self._queries_keys_values(resid_pre, w, at)
+        q, k, v = self.queries_keys_values(resid_pre, w, at)
         # batch pos head d_head -> batch head pos d_head
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
         if past is not None:
             k, v = past.extend(layer, k, v)
+        z = at("attn.hook_z", self.attend(layer, q, k, v, visible.allowed, at))
+        return self.attn_output(z, w, at)
 
+    def attend(
+        self,
+        layer: int,
+        q: Float[Tensor, "batch head query d_head"],
+        k: Float[Tensor, "batch head key d_head"],
+        v: Float[Tensor, "batch head key d_head"],
+        allowed: Bool[Tensor, "#batch 1 query key"] | None,
+        at: Tap,
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """What each query gathers from the keys it may look at (None: itself and all before)."""
+        cfg = self.cfg
         scale = cfg.d_head**-0.5 if cfg.scale_attn_weights else 1.0
         if cfg.scale_attn_by_inverse_layer_idx:
             scale /= layer + 1
@@ -176,32 +180,36 @@ class GPT2(nn.Module):
         if upcast or at.listens("attn.hook_attn_scores", "attn.hook_pattern"):
             q, k = (q.float(), k.float()) if upcast else (q, k)
             scores = _attention_scores(q, k, scale)
-            scores = scores.masked_fill_(visible.blocked(n_new), -torch.inf)
-            scores = at("attn.hook_attn_scores", scores)
-            if visible.allowed is None:
+            if allowed is None:
+                future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+                scores = at("attn.hook_attn_scores", scores.masked_fill_(future, -torch.inf))
                 pattern = scores.softmax(-1).to(v.dtype)
             else:
+                scores = at("attn.hook_attn_scores", scores.masked_fill_(~allowed, -torch.inf))
                 # A padding token attends to nothing; the softmax of nothing is NaN.
-                nowhere = ~visible.allowed.any(-1, keepdim=True)
+                nowhere = ~allowed.any(-1, keepdim=True)
                 pattern = scores.masked_fill(nowhere, 0.0).softmax(-1).to(v.dtype)
                 pattern = pattern.masked_fill(nowhere, 0.0)
             z = at("attn.hook_pattern", pattern) @ v
         else:
             z = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=visible.allowed, is_causal=visible.allowed is None, scale=scale
+                q, k, v, attn_mask=allowed, is_causal=allowed is None, scale=scale
             )
-        z = at("attn.hook_z", z.transpose(1, 2))  # batch head pos d_head -> batch pos head d_head
+        return z.transpose(1, 2)  # batch head query d_head -> batch query head d_head
 
+    def attn_output(self, z: Heads, w: BlockWeights, at: Tap) -> Residual:
+        """What the heads of one block write to the residual stream, together."""
         if at.listens("attn.hook_result"):
-            result = torch.einsum("bphe,hed->bphd", z, w.W_O.view(*z.shape[2:], d_model))
+            result = torch.einsum("bphe,hed->bphd", z, w.W_O.view(*z.shape[2:], -1))
             result = at("attn.hook_result", result)
             if at.alters("attn.hook_result"):
                 return result.sum(2) + w.b_O
-        return _linear(z.reshape(batch, n_new, d_model), w.W_O, w.b_O)
+        return _linear(z.flatten(2), w.W_O, w.b_O)
 
-    def _queries_keys_values(
+    def queries_keys_values(
         self, resid_pre: Residual, w: BlockWeights, at: Tap
     ) -> tuple[Heads, Heads, Heads]:
+        """Queries, keys and values of every position of one block."""
         heads = (self.cfg.n_heads, self.cfg.d_head)
         attn_in = at("hook_attn_in", resid_pre)
         shared = self.layer_norm("ln1", attn_in, w.ln1_w, w.ln1_b, at)
@@ -262,13 +270,21 @@ class GPT2(nn.Module):
         return F.layer_norm(residual, residual.shape[-1:], weight, bias, self.cfg.eps)
 
     def unembed(
-        self, normalized: Float[Tensor, "*batch d_model"]
+        self,
+        normalized: Float[Tensor, "*batch d_model"],
+        ids: Int[Tensor, " d_vocab"] | None = None,
     ) -> Float[Tensor, "*batch d_vocab"]:
-        """Logits from what the final layer norm gives, of any leading shape."""
+        """Logits from what the final layer norm gives, of any leading shape.
+
+        Args:
+            ids: of these tokens only; None: of all.
+        """
         head = getattr(self, "lm_head", None)
-        weight = getattr(head, "weight", None)
+        weight, bias = getattr(head, "weight", None), getattr(head, "bias", None)
         weight = self.weight("wte") if weight is None else weight
-        return F.linear(normalized, weight, getattr(head, "bias", None))
+        if ids is not None:
+            weight, bias = weight[ids], None if bias is None else bias[ids]
+        return F.linear(normalized, weight, bias)
 
     # ---------------------------------------------------------------- the whole
 
