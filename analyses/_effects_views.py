@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses import cli, report
-from hooks.names import nearest
+from analyses.tasks import unknown
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -23,75 +23,58 @@ PROMPT_AXES = ("pos", "query", "key", "example")
 _PAGE_WIDTH = 1340
 _MOST_WORDS = 450  # a heat map of more cells than this has no numbers in them
 _MOST_TICKS = 40
+_LEAST_HEIGHT = 150  # of the cells: the colour bar's title needs it
 _MOST_ROWS = 60  # a terminal shows no larger grid than this, only the strongest
 _WIDEST = 16000  # browsers draw no wider picture
 
 
 class Grid(NamedTuple):
-    """Effects folded into a table.
+    """How the axes of effects fold into a table.
 
     Attributes:
-        rows, columns: their axes.
-        row_names, column_names: labels, one per row and column.
-        places: `[row][column]`, the place on the axes.
+        rows, columns: the axes that run down and across.
+        row_names, column_names: what to call each row and column.
     """
 
     rows: tuple[str, ...]
     columns: tuple[str, ...]
     row_names: list[str]
     column_names: list[str]
-    places: list[list[tuple[int, ...]]]
 
 
 def fold(effects: "Effects", rows: Sequence[str] | None = None) -> Grid:
-    """Effects of two or more axes as a table; see `Effects.plot`."""
+    """How effects of two or more axes fold into a table; see `Effects.plot`."""
     axes = effects.axes
     if rows is None:
         down = tuple(axis for axis in axes if axis not in PROMPT_AXES)
         if len(down) in (0, len(axes)):
             down = axes[:1]
     else:
-        for axis in rows:
-            if axis not in axes:
-                raise ValueError(
-                    f"{effects.name} has no axis {axis!r}.{nearest(str(axis), axes)} It has "
-                    f"{', '.join(axes)}"
-                )
         down = tuple(rows)
+        for axis in down:
+            if axis not in axes:
+                raise ValueError(unknown(f"axis of {effects.name}", str(axis), axes))
         if len(set(down)) != len(down) or not 0 < len(down) < len(axes):
             raise ValueError(
                 f"rows={down!r} leaves no table of the axes {', '.join(axes)}: name some of them, "
                 "each once, and leave some for the columns"
             )
     across = tuple(axis for axis in axes if axis not in down)
-    row_places, column_places = (_places(effects, part) for part in (down, across))
-    return Grid(
-        rows=down,
-        columns=across,
-        row_names=[_name(effects, down, place) for place in row_places],
-        column_names=[_name(effects, across, place) for place in column_places],
-        places=[
-            [
-                tuple((dict(zip(down, r, strict=True)) | dict(zip(across, c, strict=True)))[axis]
-                      for axis in axes)
-                for c in column_places
-            ]
-            for r in row_places
-        ],
-    )  # fmt: skip
+    return Grid(down, across, _names(effects, down), _names(effects, across))
 
 
-def _places(effects: "Effects", axes: Sequence[str]) -> list[tuple[int, ...]]:
-    places: list[tuple[int, ...]] = [()]
-    for axis in axes:
-        places = [(*p, i) for p in places for i in range(len(effects.labels[axis]))]
-    return places
-
-
-def _name(effects: "Effects", axes: Sequence[str], place: Sequence[int]) -> str:
-    names = [effects.labels[axis][i] for axis, i in zip(axes, place, strict=True)]
+def _names(effects: "Effects", axes: Sequence[str]) -> list[str]:
     joint = " ← " if axes[-2:] == ("query", "key") else "."
-    return joint.join(names)
+    names = [""]
+    for axis in axes:
+        names = [f"{n}{joint if n else ''}{one}" for n in names for one in effects.labels[axis]]
+    return names
+
+
+def folded(values: "Tensor", effects: "Effects", grid: Grid) -> list[list[float]]:
+    """Numbers on the axes of effects as rows of a table."""
+    order = [effects.axes.index(axis) for axis in (*grid.rows, *grid.columns)]
+    return values.permute(order).reshape(len(grid.row_names), -1).tolist()
 
 
 # ------------------------------------------------------------------ figures
@@ -160,12 +143,13 @@ def panels(
             chosen.update_xaxes(tickangle=-50, row=1, col=column)
     chosen.update_yaxes(title=".".join(grids[0].rows), row=1, col=1)
     height = 24 if n_rows <= 30 else 15 if n_rows <= 80 else 9
+    tall = max(height * n_rows, _LEAST_HEIGHT)
     longest = max(len(name) for grid in grids for name in grid.column_names)
     below = 40 + min(longest, 20) * 6 if longest > 3 else 60
     wide = 230 + len(views) * n_columns * cell
     chosen.update_layout(
         template=report.template(),
-        height=60 + below + height * n_rows,
+        height=60 + below + tall,
         width=max(420, min(wide, _WIDEST)),
         margin={"l": 10, "r": 10, "t": 40, "b": 10},
     )
@@ -186,24 +170,20 @@ def _heat(
     import plotly.graph_objects as go
 
     neutral = effects.neutral(scale)
-    scales = [effects.on(one) for one in _scales(effects)]
-    stderr = effects.stderr
-
-    def table(values: "Tensor") -> list[list[float]]:
-        return [[float(values[place]) for place in row] for row in grid.places]
-
-    data = [*(table(values) for values in scales), table(stderr)]
-    shown = table(effects.on(scale))
-    ticks = [-limit, -limit / 2, 0.0, limit / 2, limit]
+    data = [folded(effects.on(one), effects, grid) for one in _scales(effects)]
+    data.append(folded(effects.stderr, effects, grid))
+    shown = folded(effects.on(scale), effects, grid)
+    step = _step(limit)
+    ticks = [i * step for i in range(-2, 3) if abs(i * step) <= limit]
     hover = [
         f"{'.'.join(grid.rows)} <b>%{{y}}</b>, {' ← '.join(grid.columns)} <b>%{{x}}</b>",
         *(f"{one} %{{customdata[{i}]:.4g}}" for i, one in enumerate(_scales(effects))),
     ]
     if effects.n_examples > 1:
-        hover.append(f"standard error of value %{{customdata[{len(scales)}]:.2g}}")
+        hover.append(f"standard error of value %{{customdata[{len(data) - 1}]:.2g}}")
     return go.Heatmap(
         # The distance, not the number: plotly's diverging colours part at 0.
-        z=table(distance),
+        z=folded(distance, effects, grid),
         zmin=-limit,
         zmax=limit,
         x=list(range(len(grid.column_names))),
@@ -225,6 +205,12 @@ def _heat(
         xgap=1 if len(grid.column_names) < 100 else 0,
         ygap=1 if len(grid.row_names) <= 80 else 0,
     )  # fmt: skip
+
+
+def _step(limit: float) -> float:
+    """A round number of which one or two fit into the limit."""
+    unit = 10.0 ** math.floor(math.log10(limit))
+    return next(unit * f for f in (0.5, 1, 2, 5) if limit / (unit * f) < 2.5)
 
 
 def _ticks(names: Sequence[str], axes: Sequence[str], effects: "Effects") -> dict[str, Any]:
@@ -315,101 +301,120 @@ def _short(value: float) -> str:
 # ------------------------------------------------------------------ tables
 
 
-def strongest_rows(
-    effects: "Effects", k: int, scale: "Scale | None" = None
-) -> tuple[list[str], list[list[str]], list[float]]:
-    """A table of the k strongest: headers, rows of text, and how strong each is (0 to 1)."""
-    chosen = scale or effects.scale
-    shown = effects.on(chosen)
-    neutral = effects.neutral(chosen)
-    numbers = {one: effects.on(one) for one in _scales(effects)}
-    # The scale that orders the table stands first.
-    order = [chosen, *(one for one in numbers if one != chosen)]
-    headers = [*effects.axes, *order]
-    several = effects.n_examples > 1
-    if several:
-        headers += ["± s.e.", "examples"]
-    rows, shades = [], []
-    places = effects.strongest(k, chosen)
-    most = max((abs(float(shown[p]) - neutral) for p in places), default=0.0) or 1.0
-    for place in places:
-        row = [effects.labels[axis][i] for axis, i in zip(effects.axes, place, strict=True)]
-        row += [f"{float(numbers[one][place]):.3f}" for one in order]
-        if several:
-            stderr = float(effects.stderr[place])
-            row += [
-                "" if math.isnan(stderr) else f"{stderr:.3f}",
-                f"{int(effects.examples[place])}",
-            ]
-        rows.append(row)
-        shades.append(abs(float(shown[place]) - neutral) / most)
-    return headers, rows, shades
+class Strongest(NamedTuple):
+    """A table of the places that move a metric most.
+
+    Attributes:
+        headers: the first `n_labels` say where a place is.
+        rows: text, one row per place.
+        shades: how far each is from no effect, 0 to 1.
+    """
+
+    headers: list[str]
+    n_labels: int
+    rows: list[list[str]]
+    shades: list[float]
+
+
+def strongest(views: Sequence[tuple[str, "Effects"]], k: int) -> Strongest:
+    """The k strongest of effects on the same axes."""
+    first = views[0][1]
+    scale = first.scale
+    found: list[tuple[float, list[str]]] = []
+    for name, effects in views:
+        neutral = effects.neutral(scale)
+        # The scale that orders the table stands first.
+        numbers = [effects.on(one) for one in _scales(effects)]
+        for place in effects.strongest(min(k, effects.mean.numel())):
+            row = [name] if len(views) > 1 else []
+            row += [effects.labels[axis][i] for axis, i in zip(first.axes, place, strict=True)]
+            row += [f"{float(values[place]):.3f}" for values in numbers]
+            if effects.n_examples > 1:
+                stderr = float(effects.stderr[place])
+                row.append("" if math.isnan(stderr) else f"{stderr:.3f}")
+                row.append(str(int(effects.examples[place])))
+            found.append((abs(float(numbers[0][place]) - neutral), row))
+    found = sorted(found, key=lambda one: -one[0])[:k]
+    most = max((distance for distance, _ in found), default=0.0) or 1.0
+    labels = [*(["view"] if len(views) > 1 else []), *first.axes]
+    headers = [*labels, *_scales(first)]
+    if first.n_examples > 1:
+        headers += ["± s.e. of value", "examples"]
+    rows = [row for _, row in found]
+    return Strongest(headers, len(labels), rows, [distance / most for distance, _ in found])
 
 
 def add_strongest(page: report.Page, effects: "Effects", k: int) -> None:
     """Put a table of the k strongest on a page."""
-    headers, rows, shades = strongest_rows(effects, k)
-    n = len(effects.axes)
+    add_strongest_of(page, [(effects.name, effects)], k)
+
+
+def add_strongest_of(page: report.Page, views: Sequence[tuple[str, "Effects"]], k: int) -> None:
+    """Put a table of the k strongest of several effects on the same axes on a page."""
+    table = strongest(views, k)
+    n = table.n_labels
     page.table(
-        headers,
+        table.headers,
         [
             [*row[:n], report.Shaded(row[n], shade), *row[n + 1 :]]
-            for row, shade in zip(rows, shades, strict=True)
+            for row, shade in zip(table.rows, table.shades, strict=True)
         ],
     )
 
 
 def summary(effects: "Effects") -> str:
-    """What the ends of the scale are, in a line."""
+    """What the scale is, in a line."""
     base = float(effects.base.mean())
-    text = f"{effects.metric}: {base:.3f} without edit"
+    parts = []
+    ends: list[float] = []
     if effects.corrupted is not None and effects.clean is not None:
-        ends = (float(effects.corrupted.mean()), float(effects.clean.mean()))
-        text += f"; corrupted {ends[0]:.3f} (0 on the normalised scale), clean {ends[1]:.3f} (1)"
+        ends = [float(effects.corrupted.mean()), float(effects.clean.mean())]
+        if effects.scale == "normalised":
+            parts.append(f"corrupted {ends[0]:.3f} (0 on the normalised scale)")
+            parts.append(f"clean {ends[1]:.3f} (1)")
+        else:
+            parts.append(f"{ends[0]:.3f} in both runs, so there is no normalised scale")
+    if base not in ends:
+        parts.append(f"{base:.3f} without edit")
     n = effects.n_examples
-    return text + (f"; means over {n} examples." if n > 1 else ".")
+    return f"{effects.metric}: {', '.join(parts)}" + (f"; means over {n} examples" if n > 1 else "")
 
 
 # ------------------------------------------------------------------ the terminal
 
 
 def show(effects: "Effects", console: "Console", top_k: int = 5) -> None:
-    """Print effects: a grid where they are few enough, else a table of the strongest."""
+    """Print effects: two axes as a grid where it is not too large, else the strongest."""
     scale = effects.scale
-    folded = fold(effects) if len(effects.axes) > 1 else None
-    grid = folded if folded is not None and len(folded.places) <= _MOST_ROWS else None
-    wide = grid is not None and len(grid.column_names) <= _MOST_ROWS
-    if grid is not None and wide and len(effects.axes) == 2:
+    if len(effects.axes) == 2 and max(effects.values.shape[:-1]) <= _MOST_ROWS:
         console.print(f"{effects.name}: {title(effects, scale)}, by {' and '.join(effects.axes)}")
-        _print_grid(effects, grid, console)
-    else:
-        k = min(top_k, effects.mean.numel())
-        headers, rows, shades = strongest_rows(effects, k)
-        n = len(effects.axes)
-        many = math.prod(effects.values.shape[:-1])
-        console.print(
-            f"{effects.name}: {title(effects, scale)}, the strongest {len(rows)} of {many}"
-        )
-        columns = []
-        for i, header in enumerate(headers):
-            cells = [
-                cli.Cell(row[i], shade if i == n else None)
-                for row, shade in zip(rows, shades, strict=True)
-            ]
-            columns.append(cli.Column(header, cells) if i < n else right(header, cells))
-        cli.print_table(console, columns[:n], columns[n:], "columns")
+        _print_grid(effects, fold(effects), console)
+        return
+    table = strongest([(effects.name, effects)], top_k)
+    n, many = table.n_labels, math.prod(effects.values.shape[:-1])
+    console.print(
+        f"{effects.name}: {title(effects, scale)}, the strongest {len(table.rows)} of {many}"
+    )
+    columns = []
+    for i, header in enumerate(table.headers):
+        cells = [
+            cli.Cell(row[i], shade if i == n else None)
+            for row, shade in zip(table.rows, table.shades, strict=True)
+        ]
+        columns.append(cli.Column(header, cells) if i < n else right(header, cells))
+    cli.print_table(console, columns[:n], columns[n:], "columns")
 
 
 def _print_grid(effects: "Effects", grid: Grid, console: "Console") -> None:
     scale = effects.scale
-    shown, neutral = effects.on(scale), effects.neutral(scale)
-    distance = (shown - neutral).abs()
+    shown = effects.on(scale)
+    distance = (shown - effects.neutral(scale)).abs()
     most = float(distance.nan_to_num(0.0).max()) or 1.0
+    texts, shades = folded(shown, effects, grid), folded(distance / most, effects, grid)
     labels = cli.Column(".".join(grid.rows), [cli.Cell(name) for name in grid.row_names])
     columns = []
     for j, name in enumerate(grid.column_names):
-        places = [row[j] for row in grid.places]
-        cells = [cli.Cell(_short(float(shown[p])), float(distance[p]) / most) for p in places]
+        cells = [cli.Cell(_short(t[j]), s[j]) for t, s in zip(texts, shades, strict=True)]
         columns.append(right(cli.shorten(name, 14), cells))
     cli.print_table(console, [labels], columns, " and ".join(grid.columns))
 

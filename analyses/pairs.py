@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from analyses import cli
 from analyses.metrics import AnyMetric, Metric, evaluate, logit_diff
+from analyses.prompts import AnyPrompts, Prompts, token_string
 from analyses.tasks import generate
 from analyses.tasks.data import NO_TOKEN, TaskData
-from interp import HookedGPT2, TokenBatch
+from interp import HookedGPT2
 
 Answers = str | int | Sequence[str] | Sequence[int] | Sequence[Sequence[str]]
 
@@ -35,7 +37,7 @@ class PromptPair:
         clean, corrupted: ids, `[example pos]`, right-padded to the longest example.
         attention_mask: `[example pos]`, False on padding; the same for both.
         answers, wrong: `[example k]`, ids of the right and the wrong next tokens; rows with fewer
-            end in -1.
+            end in -1. None where the pair is judged by another metric.
         str_tokens, corrupted_str_tokens: the tokens' strings per example, without padding.
         prepend_bos: whether `<|endoftext|>` was put before the text; None where ids were given.
         positions: name -> `[example]`, such as "S2" or "END", counted from 0.
@@ -45,8 +47,8 @@ class PromptPair:
     clean: Int[Tensor, "example pos"]
     corrupted: Int[Tensor, "example pos"]
     attention_mask: Bool[Tensor, "example pos"]
-    answers: Int[Tensor, "example answer"]
-    wrong: Int[Tensor, "example wrong"]
+    answers: Int[Tensor, "example answer"] | None
+    wrong: Int[Tensor, "example wrong"] | None
     str_tokens: tuple[tuple[str, ...], ...]
     corrupted_str_tokens: tuple[tuple[str, ...], ...]
     prepend_bos: bool | None
@@ -81,28 +83,73 @@ class PromptPair:
                 there are not equally many texts or answers, a token is both answer and wrong, or
                 an answer is no single token.
         """
-        several = not (isinstance(clean, str) and isinstance(corrupted, str))
-        cleans = [clean] if isinstance(clean, str) else list(clean)
-        corrupteds = [corrupted] if isinstance(corrupted, str) else list(corrupted)
-        if len(cleans) != len(corrupteds):
-            raise ValueError(
-                f"there are {len(cleans)} clean texts and {len(corrupteds)} corrupted ones; each "
-                "clean text needs one corrupted text"
+        return cls.of(
+            model, clean, corrupted, answers, wrong, prepend_bos=prepend_bos, source=source
+        )
+
+    @classmethod
+    def of(
+        cls,
+        model: HookedGPT2,
+        clean: AnyPrompts,
+        corrupted: AnyPrompts,
+        answers: Answers | None = None,
+        wrong: Answers | None = None,
+        *,
+        attention_mask: Tensor | None = None,
+        prepend_bos: bool = True,
+        source: str = "prompts",
+    ) -> "PromptPair":
+        """A pair of whatever `model.forward` takes: text, texts, what `tokenize` gave, or ids.
+
+        Args:
+            clean, corrupted: the prompts; ids are taken as they are.
+            answers, wrong: as `from_text`, or None where another metric judges.
+            attention_mask: of ids with padding, the same for both.
+            prepend_bos, source: as `from_text`.
+
+        Raises:
+            ValueError, TypeError: as `from_text`, or what a run refuses.
+        """
+        if (answers is None) != (wrong is None):
+            missing = "answers" if answers is None else "wrong"
+            raise ValueError(f"{missing} is missing: a logit difference takes answers and wrong")
+        single = isinstance(clean, str) and isinstance(corrupted, str)
+        rows: list[list[Tensor]] = []
+        strings: list[tuple[tuple[str, ...], ...]] = []
+        with_bos: bool | None = None
+        for given in (clean, corrupted):
+            mask = attention_mask if isinstance(given, Tensor) else None
+            prompts = Prompts.of(model, given, mask, prepend_bos)
+            with_bos = prompts.prepend_bos
+            real = zip(prompts.tokens.cpu(), prompts.attention_mask.cpu(), strict=True)
+            rows.append([ids[own] for ids, own in real])
+            strings.append(
+                tuple(tuple(token_string(model, id) for id in row.tolist()) for row in rows[-1])
             )
-        batches = [model.tokenize(texts, prepend_bos=prepend_bos) for texts in (cleans, corrupteds)]
-        strings = [_unpadded(batch) for batch in batches]
+        if len(rows[0]) != len(rows[1]):
+            raise ValueError(
+                f"there are {len(rows[0])} clean prompts and {len(rows[1])} corrupted ones; each "
+                "clean prompt needs one corrupted prompt"
+            )
         for example, (one, other) in enumerate(zip(*strings, strict=True)):
-            _check_lengths(one, other, example if several else None)
+            _check_lengths(one, other, None if single else example)
+        ids = [pad_sequence(part, batch_first=True) for part in rows]
+        lengths = torch.tensor([len(row) for row in rows[0]])
+        n = len(lengths)
+        right = None if answers is None else _answer_ids(model, answers, n, "answers")
+        not_right = None if wrong is None else _answer_ids(model, wrong, n, "wrong")
+        if right is not None and not_right is not None:
+            _check_apart(model, right, not_right)
         return cls(
-            clean=batches[0].tokens.cpu(),
-            corrupted=batches[1].tokens.cpu(),
-            attention_mask=batches[0].attention_mask.cpu(),
-            answers=_answer_ids(model, answers, len(cleans), "answers"),
-            wrong=_answer_ids(model, wrong, len(cleans), "wrong"),
+            clean=ids[0],
+            corrupted=ids[1],
+            attention_mask=torch.arange(ids[0].shape[1])[None] < lengths[:, None],
+            answers=right,
+            wrong=not_right,
             str_tokens=strings[0],
             corrupted_str_tokens=strings[1],
-            prepend_bos=prepend_bos,
-            positions={},
+            prepend_bos=with_bos,
             source=source,
         )
 
@@ -190,7 +237,13 @@ class PromptPair:
 
     @property
     def metric(self) -> Metric:
-        """`logit_diff` of answers and wrong tokens after the last token of each prompt, in nats."""
+        """`logit_diff` of answers and wrong tokens after the last token of each prompt, in nats.
+
+        Raises:
+            ValueError: the pair has no answers.
+        """
+        if self.answers is None or self.wrong is None:
+            raise ValueError("this pair has no answers: give them, or a metric of your own")
         return logit_diff(self.answers, self.wrong)
 
     def ends(
@@ -289,12 +342,6 @@ class PromptPair:
         return "\n".join(lines)
 
 
-def _unpadded(batch: TokenBatch) -> tuple[tuple[str, ...], ...]:
-    return tuple(
-        tuple(row[:length]) for row, length in zip(batch.str_tokens, batch.lengths, strict=True)
-    )
-
-
 def _check_lengths(clean: Sequence[str], corrupted: Sequence[str], example: int | None) -> None:
     if len(clean) == len(corrupted):
         return
@@ -336,3 +383,13 @@ def _answer_ids(
                 )
     width = max(map(len, ids))
     return torch.tensor([row + [NO_TOKEN] * (width - len(row)) for row in ids])
+
+
+def _check_apart(model: HookedGPT2, answers: Tensor, wrong: Tensor) -> None:
+    for example, (right, not_right) in enumerate(
+        zip(answers.tolist(), wrong.tolist(), strict=True)
+    ):
+        both = (set(right) & set(not_right)) - {NO_TOKEN}
+        if both:
+            token = token_string(model, both.pop())
+            raise ValueError(f"{token!r} is an answer of example {example} and also wrong there")
