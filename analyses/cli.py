@@ -372,6 +372,21 @@ def console(*, data_on_stdout: bool = False) -> "Console":
     return Console(file=stream, width=width, highlight=False, markup=False, emoji=False)
 
 
+@contextmanager
+def bar(what: str, *, shown: bool = True) -> Iterator[Callable[[float], None]]:
+    """A bar on standard error, where that is a terminal. Yields a function that moves it on by a
+    share of the whole."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda share: None
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as display:
+        task = display.add_task(what, total=1.0)
+        yield lambda share: display.advance(task, share)
+
+
 def progress(items: Sequence[int], what: str) -> Iterable[int]:
     """The items, with a bar on standard error where that is a terminal and there are several."""
     if len(items) < 2 or not sys.stderr.isatty():

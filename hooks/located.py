@@ -73,16 +73,11 @@ class LocatedEdit:
         """Whether it edits attention scores or a pattern."""
         return "query" in self.point.axes
 
-    @property
-    def replaces(self) -> bool:
-        """Whether what was there before does not matter."""
-        return isinstance(self.edit, Patch | Ablate)
-
-    def __call__(self, activation: Tensor, hook: object = None) -> None:
-        """Apply it, in place, to the whole activation of the batch."""
-        views = position_first(activation, self.point.axes)
-        for example, columns in enumerate(self.columns):
-            self.write(views[example], columns, np.arange(len(columns)), example)
+    def __call__(self, activation: Tensor, hook: object = None, *, first: int = 0) -> None:
+        """Apply it, in place, to the whole activation of the batch (of prompts `first` on)."""
+        for example, view in enumerate(position_first(activation, self.point.axes), start=first):
+            columns = self.columns[example]
+            self.write(view, columns, np.arange(len(columns)), example)
 
     def write(self, view: Tensor, rows: np.ndarray, which: np.ndarray, example: int) -> None:
         """Apply part of it, in place.
@@ -104,19 +99,14 @@ class LocatedEdit:
         else:
             view[index] = self._taken(self.values, which, example)
 
-    def changed(self, base: Tensor, example: int) -> np.ndarray:
-        """Which of `columns[example]` it changes, where the prompt's activation is `base`.
-
-        Args:
-            base: `pos ...`, all columns of the prompt.
-        """
-        everything = np.arange(len(self.columns[example]))
-        if not self.replaces:
-            return everything
-        after = base.clone()
-        self.write(after, self.columns[example], everything, example)
-        differs = (after != base).flatten(1).any(1).cpu().numpy()
-        return everything[differs[self.columns[example]]]
+    def whole_source(self) -> Tensor | None:
+        """All that the other run of a `Patch` has at the point, `batch pos ...` (`batch` may be
+        1), where its columns are those of this batch; else None."""
+        if not isinstance(self.edit, Patch) or self.values is None or self.values.selected:
+            return None
+        pairs = zip(self.columns, self.values.columns, strict=True)
+        same = all(np.array_equal(here, there) for here, there in pairs)
+        return self.values.tensor if same else None
 
     def _taken(self, values: _Values, which: np.ndarray, example: int) -> Tensor:
         tensor = values.tensor[values.examples[example]]

@@ -315,7 +315,7 @@ class GPT2(nn.Module):
         else:
             residual = self.embed(input, visible.positions, at, frozen)
         stop = self.cfg.n_layers if stop_at_layer is None else stop_at_layer
-        for layer, weights in self._blocks(start_at_layer, stop, frozen):
+        for layer, weights in self.block_weights(start_at_layer, stop, frozen=frozen):
             inside = listeners.within(f"blocks.{layer}.")
             residual = self.block(layer, residual, weights, inside, visible, past)
         if stop_at_layer is not None:
@@ -324,9 +324,16 @@ class GPT2(nn.Module):
         normalized = self.layer_norm("ln_final", residual, weight, bias, at)
         return self.unembed(normalized) if unembed else normalized
 
-    def _blocks(self, start: int, stop: int, frozen: bool) -> Iterator[tuple[int, BlockWeights]]:
+    def block_weights(
+        self, start: int = 0, stop: int | None = None, *, frozen: bool = False
+    ) -> Iterator[tuple[int, BlockWeights]]:
+        """Blocks `start` to `stop` (not included), each with its number.
+
+        Args:
+            frozen: leave the weights out of the autograd graph.
+        """
         rows = [self._weight(name, frozen).unbind(0) for name in STACKED]
-        for layer in range(start, stop):
+        for layer in range(start, self.cfg.n_layers if stop is None else stop):
             yield layer, BlockWeights(*(row[layer] for row in rows))
 
     def weight(self, name: str) -> Tensor:
@@ -340,7 +347,8 @@ class GPT2(nn.Module):
 
 def _linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """`x @ weight + bias` over the last axis, in one call."""
-    return torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight).view(*x.shape[:-1], -1)
+    out = torch.addmm(bias, x.reshape(-1, x.shape[-1]), weight)
+    return out.view(*x.shape[:-1], weight.shape[-1])
 
 
 def _attention_scores(q: Tensor, k: Tensor, scale: float) -> Float[Tensor, "batch head query key"]:
