@@ -23,9 +23,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from analyses.prompts import AnyPrompts, Prompts
 from hooks.edits import Where, frozen_indices
 from hooks.located import columns_of, real_columns
-from analyses.prompts import AnyPrompts, Prompts
 from interp import HookedGPT2
 
 Ids = int | Sequence[int] | Int[Tensor, ""] | Int[Tensor, " example"] | Int[Tensor, "example k"]
@@ -412,6 +412,16 @@ def kl(reference_logits: Float[Tensor, "..."] | None = None, pos: Where = -1) ->
                 f"reference_logits are batch d_vocab or batch pos d_vocab, not of shape "
                 f"{tuple(reference_logits.shape)}."
             )
+        several = pos is None or (
+            pos.ndim == 2 and pos.shape[1] > 1
+            if isinstance(pos, Tensor)
+            else not isinstance(pos, int)
+        )
+        if reference_logits.ndim == 2 and several:
+            raise ValueError(
+                f"reference_logits batch d_vocab are of one position, but pos={pos!r}: give them "
+                f"as batch pos d_vocab."
+            )
         reference_logits = reference_logits.detach()
     return KL(pos=pos, reference_logits=reference_logits)
 
@@ -441,7 +451,7 @@ def named_metrics(
         pairs = [(str(name), one) for name, one in metric.items()]
     else:
         several = list(metric) if isinstance(metric, Sequence) else [metric]
-        pairs = [(getattr(one, "name", getattr(one, "__name__", "metric")), one) for one in several]
+        pairs = [(_name(one), one) for one in several]
     found: dict[str, Metric | Function] = {}
     for name, one in pairs:
         if name in found:
@@ -449,7 +459,7 @@ def named_metrics(
         if isinstance(one, Metric):
             found[name] = one
         elif callable(one):
-            found[name] = Function(name, getattr(one, "function", one))
+            found[name] = Function(name, one.function if isinstance(one, Function) else one)
         else:
             raise TypeError(
                 f"a metric is one of analyses.metrics, such as logit_diff(...), or a function of "
@@ -458,6 +468,11 @@ def named_metrics(
     if not found:
         raise ValueError("there is no metric.")
     return found
+
+
+def _name(metric: object) -> str:
+    own = metric.name if isinstance(metric, Metric | Function) else None
+    return own or getattr(metric, "__name__", "metric")
 
 
 def evaluate(

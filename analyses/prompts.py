@@ -45,12 +45,25 @@ class Prompts:
         if not isinstance(given, Tensor):
             if attention_mask is not None:
                 raise ValueError("text brings its own mask: attention_mask goes with token ids.")
-            is_batch = isinstance(given, TokenBatch)
-            batch = given if is_batch else model.tokenize(given, prepend_bos=prepend_bos)
+            if isinstance(given, TokenBatch):
+                batch = given
+                if batch.prepend_bos and not prepend_bos:
+                    raise ValueError(
+                        "prepend_bos=False, but these tokens were made with prepend_bos=True."
+                    )
+            elif isinstance(given, str) or all(isinstance(one, str) for one in given):
+                batch = model.tokenize(given, prepend_bos=prepend_bos)
+            else:
+                raise TypeError("prompts are text, several texts, or token ids in a tensor.")
+            mask = batch.attention_mask.bool()
+            strings = (
+                tuple(one for one, real in zip(row, own, strict=True) if real)
+                for row, own in zip(batch.str_tokens, mask.tolist(), strict=True)
+            )
             return cls(
                 batch.tokens.to(model.device),
-                batch.attention_mask.to(model.device).bool(),
-                tuple(map(tuple, batch.str_tokens)),
+                mask.to(model.device),
+                tuple(strings),
                 batch.prepend_bos,
             )
         tokens = given[None] if given.ndim == 1 else given

@@ -144,8 +144,9 @@ def plan(
         raise ValueError(f"batch_size is at least 1, not {batch_size}.")
     metrics = named_metrics(metric)
     prompts = Prompts.of(model, tokens, attention_mask, prepend_bos)
-    if isinstance(edits, Edit):
-        raise TypeError(f"edits is a list of interventions: [{edits!r}].")
+    for name, several in (("edits", edits), ("given", given)):
+        if isinstance(several, Edit):
+            raise TypeError(f"{name} is a list of edits: {name}=[{several!r}].")
     together = tuple((one,) if isinstance(one, Edit) else tuple(one) for one in edits)
     if not together:
         raise ValueError("there are no edits: the list of interventions is empty.")

@@ -168,7 +168,7 @@ class SweepResult:
         ]
         for metric, values in self.values.items():
             change = values.mean(1) - self.base[metric].mean()
-            order = change.abs().argsort(descending=True)[:3].tolist()
+            order = change.abs().nan_to_num(-1.0).argsort(descending=True)[:3].tolist()
             lines.append(f"  {metric}: {float(self.base[metric].mean()):.4g} without edits; most")
             lines += [
                 f"    {float(values[i].mean()):.4g} ({float(change[i]):+.4g})  "

@@ -87,7 +87,8 @@ class Edit:
         sizes = dict(zip(hook.axes, activation.shape, strict=True))
         shape = (sizes["batch"], sizes["pos"] if "pos" in sizes else sizes["key"])
         mask = torch.ones(shape, dtype=torch.bool)
-        return Locator({hook.name: hook}, sizes, mask, activation).locate(self, here=True)
+        fixed = {a: n for a, n in sizes.items() if a not in ("batch", "pos", "query", "key")}
+        return Locator({hook.name: hook}, fixed, mask, activation).locate(self, here=True)
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):

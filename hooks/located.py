@@ -350,31 +350,58 @@ class Locator:
                 f"{edit!r}: the mean over positions means nothing for attention, whose queries "
                 f"see ever more keys: pass per_position=True."
             )
-        n_prompts = len(self._real)
-        if edit.per_position:
-            for row in range(len(tensor)):
-                self._check_lengths(edit, real, np.full(n_prompts, row))
-            if any((row != real[0]).any() for row in real):
-                raise ValueError(
-                    f"{edit!r}: the reference prompts are padded on the left and on the right."
-                )
         key = ("mean", id(reference), places.point.name, edit.per_position)
+        if not edit.per_position:
+            if key not in self._shared:
+                tokens = torch.cat([tensor[i, own] for i, own in enumerate(real)])
+                self._shared[key] = tokens.mean(0)[None, None]
+            examples = np.zeros(len(self._real), dtype=np.int64)
+            # One position stands for all, so it does not matter which column is asked for.
+            return _Values(self._shared[key], False, examples, places.columns, None)
+        same = self._of_same_length(edit, real)
         if key not in self._shared:
-            if edit.per_position:
-                mean = tensor.mean(0, keepdim=True)
-            else:
-                tokens = torch.cat([tensor[i, real[i]] for i in range(len(tensor))])
-                mean = tokens.mean(0)[None, None]
-            self._shared[key] = mean
-        examples = np.zeros(n_prompts, dtype=np.int64)
-        return self._aligned(self._shared[key], real, examples, places)
+            means: dict[int, Tensor] = {}
+            for own, rows in zip(self._real, same, strict=True):
+                if len(own) not in means:
+                    runs = [tensor[i, real[i]] for i in rows]
+                    if attention:
+                        runs = [run[..., real[i]] for run, i in zip(runs, rows, strict=True)]
+                    means[len(own)] = torch.stack(runs).mean(0)
+            longest = max(means)
+            shape = [len(means), longest, *tensor.shape[2:]]
+            if attention:
+                shape[-1] = longest
+            filled = tensor.new_zeros(shape)
+            for row, (length, mean) in zip(filled, means.items(), strict=True):
+                row[:length, ..., : mean.shape[-1]] = mean
+            self._shared[key] = (list(means), filled)
+        lengths, filled = self._shared[key]
+        examples = np.array([lengths.index(len(own)) for own in self._real])
+        return self._aligned(filled, tuple(map(np.arange, lengths)), examples, places)
 
     def _resampled(self, edit: Ablate, places: LocatedEdit, reference: Any) -> _Values:
         tensor, real = self._kept(edit, places.point, reference)
         draw = torch.Generator().manual_seed(edit.seed)
-        examples = torch.randint(len(tensor), (len(self._real),), generator=draw).numpy()
-        self._check_lengths(edit, real, examples)
+        examples = np.array(
+            [
+                rows[int(torch.randint(len(rows), (), generator=draw))]
+                for rows in self._of_same_length(edit, real)
+            ]
+        )
         return self._aligned(tensor, real, examples, places)
+
+    def _of_same_length(self, edit: Edit, real: Columns) -> list[np.ndarray]:
+        """Per prompt, the reference prompts with as many tokens."""
+        lengths = np.array([len(own) for own in real])
+        found = [np.flatnonzero(lengths == len(own)) for own in self._real]
+        for example, (own, rows) in enumerate(zip(self._real, found, strict=True)):
+            if not len(rows):
+                raise ValueError(
+                    f"{edit!r}: prompt {example} has {len(own)} tokens, the reference prompts have "
+                    f"{', '.join(map(str, sorted(set(lengths.tolist()))))}: positions of prompts "
+                    f"of different lengths do not correspond."
+                )
+        return found
 
     def _aligned(
         self, tensor: Tensor, real: Columns, examples: np.ndarray, places: LocatedEdit

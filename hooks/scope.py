@@ -42,9 +42,7 @@ class _Station:
         if self.bwd:
             value = self._watch_gradient(value)
         if self.grads is not None:
-            if not value.requires_grad:
-                # Gradients start here: nothing before this point asks for one.
-                value = value.detach().requires_grad_()
+            value = _own_node(value)
             self.grads[self.point.name] = value
         if self.collect is not None:
             self.collect(self.point, value.detach())
@@ -70,8 +68,7 @@ class _Station:
                 f"a backward hook at {self.point.name!r} needs gradients, but they are switched "
                 f"off (torch.no_grad or torch.set_grad_enabled(False))."
             )
-        # A node of its own: the same tensor may pass a later point with hooks of its own.
-        value = value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
+        value = _own_node(value)
         for fn in self.bwd:
             value.register_hook(self._on_gradient(fn))
         return value
@@ -100,6 +97,13 @@ class _Station:
                     + (f" [{' '.join(self.point.axes)}]." if what == "shape" else ".")
                 )
         return answer
+
+
+def _own_node(value: Tensor) -> Tensor:
+    """The same values as a node of the graph of its own: the tensor may pass other points too, and
+    gradients at this one are those of what comes after it. Where nothing before asks for a
+    gradient, they start here."""
+    return value.view_as(value) if value.requires_grad else value.detach().requires_grad_()
 
 
 class Listeners:
