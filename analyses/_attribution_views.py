@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from analyses.attribution import Attribution
-    from analyses.effects import Effects
+    from analyses.effects import Effects, Scale
 
 # More prompts than this are counted on a page and in a terminal, not written out.
 _MOST_PROMPTS = 4
+# So many of the neurons are drawn.
+_MOST_BARS = 30
 _CAPTIONS = {
     "component": "What each component adds, in the order of the forward pass; the bars sum to the "
     "logit difference.",
     "head": "What each head adds (z times W_O): blue takes away, red adds.",
-    "neuron": "What each neuron adds (activation times its row of W_out): blue takes away, red "
-    "adds.",
     "lens": "The logit difference that the residual stream has on the way, read with the final "
     "layer norm of this run. The last point is the model's own.",
 }
@@ -55,12 +55,12 @@ def best(effects: "Effects", k: int) -> str:
     """The k largest contributions, of either sign, in a line."""
     mean = effects.mean
     return "  ".join(
-        f"{_name(effects, place)} {float(mean[place]):+.3f}"
+        f"{place_name(effects, place)} {float(mean[place]):+.3f}"
         for place in effects.strongest(k, "value")
     )
 
 
-def _name(effects: "Effects", place: Sequence[int]) -> str:
+def place_name(effects: "Effects", place: Sequence[int]) -> str:
     """`9.6` for a head, `0.mlp_out` for a component."""
     return ".".join(effects.labels[axis][i] for axis, i in zip(effects.axes, place, strict=True))
 
@@ -83,11 +83,47 @@ def _read_at(found: "Attribution", batch: int) -> str:
     return f"read after {', '.join(words)}" + (f" and {more} more" if more else "")
 
 
-def bos_note(prepend_bos: bool | None) -> str:
-    """What happened to `<|endoftext|>`, in words."""
-    if prepend_bos is None:
-        return "given as token ids"
-    return f"<|endoftext|> {'' if prepend_bos else 'not '}prepended"
+# ------------------------------------------------------------------ prompts
+
+
+def add_prompts(
+    page: report.Page,
+    prompts: Sequence[Sequence[str]],
+    prepend_bos: bool | None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Put prompts on a page, the first few written out.
+
+    Args:
+        prompts: the tokens of each as strings.
+        prepend_bos: whether `<|endoftext|>` was put before them; None for token ids.
+        notes: what to say behind each.
+    """
+    for index, strings in enumerate(prompts[:_MOST_PROMPTS]):
+        page.tokens([cli.visible(token) for token in strings], prepend_bos is True)
+        page.text(f"{_how_long(strings, prepend_bos)}{notes[index] if notes else ''}.")
+    if len(prompts) > _MOST_PROMPTS:
+        page.text(f"... and {len(prompts) - _MOST_PROMPTS} more prompts.")
+
+
+def show_prompts(
+    console: "Console",
+    prompts: Sequence[Sequence[str]],
+    prepend_bos: bool | None,
+    notes: Sequence[str] = (),
+) -> None:
+    """Print prompts, the first few written out; arguments as `add_prompts`."""
+    for index, strings in enumerate(prompts[:_MOST_PROMPTS]):
+        note = f"{_how_long(strings, prepend_bos)}{notes[index] if notes else ''}:"
+        console.print(note, style="dim", soft_wrap=True)
+        console.print(" ".join(map(cli.visible, strings)))
+    if len(prompts) > _MOST_PROMPTS:
+        console.print(f"... and {len(prompts) - _MOST_PROMPTS} more prompts", style="dim")
+
+
+def _how_long(strings: Sequence[str], prepend_bos: bool | None) -> str:
+    note = f"<|endoftext|> {'' if prepend_bos else 'not '}prepended"
+    return f"{len(strings)} tokens, {'given as ids' if prepend_bos is None else note}"
 
 
 # ------------------------------------------------------------------ figures
@@ -96,9 +132,28 @@ def bos_note(prepend_bos: bool | None) -> str:
 def figure(found: "Attribution", view: str) -> "go.Figure":
     """See `Attribution.plot`."""
     effects = found[view]
+    if view == "neuron":
+        effects = only_strongest(effects, _MOST_BARS, "value")
     if view != "lens":
         return effects.plot("value")
     return _curve(effects, "logit, nats" if found.wrong is None else "logit difference, nats")
+
+
+def only_strongest(effects: "Effects", k: int, scale: "Scale") -> "Effects":
+    """The k strongest of effects, strongest first, on one axis (the last), for a picture."""
+    from dataclasses import replace
+
+    import torch
+
+    places = effects.strongest(k, scale)
+    axis = effects.axes[-1]
+    return replace(
+        effects,
+        axes=(axis,),
+        labels={axis: tuple(place_name(effects, place) for place in places)},
+        values=torch.stack([effects.values[place] for place in places]),
+        numbers={},
+    )
 
 
 def _curve(effects: "Effects", title: str) -> "go.Figure":
@@ -144,13 +199,8 @@ def page(results: Sequence[tuple[str, "Attribution"]], top_k: int) -> report.Pag
     for name, found in results:
         n = len(found.str_tokens)
         page.heading(name or ("Prompt" if n == 1 else f"{n} prompts"))
-        for batch, strings in enumerate(found.str_tokens[:_MOST_PROMPTS]):
-            page.tokens([cli.visible(token) for token in strings], found.prepend_bos is True)
-            page.text(
-                f"{len(strings)} tokens, {bos_note(found.prepend_bos)}; {_read_at(found, batch)}."
-            )
-        if n > _MOST_PROMPTS:
-            page.text(f"... and {n - _MOST_PROMPTS} more prompts.")
+        notes = [f"; {_read_at(found, batch)}" for batch in range(n)]
+        add_prompts(page, found.str_tokens, found.prepend_bos, notes)
         page.text(_sum_line(found))
         for view in ("component", "head", "lens"):
             bars = view != "head" and n > 1
@@ -194,7 +244,7 @@ def _strongest(effects: "Effects", top_k: int) -> tuple[list[str], list[list[str
     most = max(abs(float(mean[place])) for place in places) or 1.0
     rows = []
     for place in places:
-        row = [_name(effects, place), f"{float(mean[place]):+.3f}"]
+        row = [place_name(effects, place), f"{float(mean[place]):+.3f}"]
         rows.append([*row, f"{float(stderr[place]):.3f}"] if several else row)
     shades = [abs(float(mean[place])) / most for place in places]
     return ["adds, nats", *(["± s.e."] if several else [])], rows, shades
@@ -207,13 +257,8 @@ def show(found: "Attribution", console: "Console", top_k: int) -> None:
     """Print an attribution: what was asked, then the strongest parts, then the lens."""
     from analyses._effects_views import right
 
-    for batch, strings in enumerate(found.str_tokens[:_MOST_PROMPTS]):
-        note = f"{len(strings)} tokens ({bos_note(found.prepend_bos)}; {_read_at(found, batch)}):"
-        console.print(note, style="dim", soft_wrap=True)
-        console.print(" ".join(map(cli.visible, strings)))
-    n = len(found.str_tokens)
-    if n > _MOST_PROMPTS:
-        console.print(f"... and {n - _MOST_PROMPTS} more prompts", style="dim")
+    notes = [f"; {_read_at(found, batch)}" for batch in range(len(found.str_tokens))]
+    show_prompts(console, found.str_tokens, found.prepend_bos, notes)
     console.print()
     console.print(_sum_line(found))
     for view, title in _TABLES.items():

@@ -462,8 +462,8 @@ class Attribution:
         }
 
     def plot(self, view: str = "head") -> go.Figure:
-        """A picture of one view: bars of the components, a heat map of heads or neurons, the
-        lens as a curve. Averaged over examples; blue below zero, red above.
+        """A picture of one view: bars of the components and of the 30 strongest neurons, a heat
+        map of the heads (blue below zero, red above), the lens as a curve. Averaged over examples.
 
         Raises:
             KeyError: there is no such view.

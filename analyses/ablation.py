@@ -1,0 +1,468 @@
+r"""Ablation: how much does the model need a head, a layer, or a neuron?
+
+1. Run the model once as it is, and measure the metric.
+2. Take out one unit at a time and measure again. What stands in its place is
+   - `zero`: nothing at all;
+   - `mean`: what the unit gives on average over reference prompts, which takes out what it says
+     about this prompt and leaves what it says about any;
+   - `resample`: what it gives on a reference prompt drawn at random.
+3. The change of the metric is the unit's effect: a logit difference that falls without a head was
+   partly that head's work. Other than direct logit attribution this counts every way in which a
+   unit acts, later layers included, and what these do to make up for the loss.
+
+A unit is a head (its `attn.hook_z`), a layer's attention or MLP (`hook_attn_out`, `hook_mlp_out`),
+or a neuron (`mlp.hook_post`), at all positions unless some are named.
+
+Zero is for most units no neutral value: the mean of an activation can be far from it, and then zero
+breaks more than it takes out. The reference prompts say what is kept: of indirect object
+identification with three different names (Wang et al.'s p_ABC), all but who is named twice.
+
+Sources: Wang et al., "Interpretability in the Wild" (2022), arXiv 2211.00593, section 2 (mean
+ablation, and why not zero); Chan et al., "Causal Scrubbing" (2022), Alignment Forum (resampling);
+Zhang and Nanda 2023, arXiv 2309.16042 (which value to put in place).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from analyses import _ablation_views as views
+from analyses import cli, pair_options, report
+
+if TYPE_CHECKING or __name__ != "__main__":
+    # As a command this file is run under the name __main__, answers --help and wrong options
+    # without waiting seconds for torch, and then imports itself under its own name.
+    import torch
+    from jaxtyping import Int
+    from torch import Tensor
+
+    from analyses.effects import Effects
+    from analyses.metrics import AnyMetric, named_metrics
+    from analyses.pairs import PromptPair
+    from analyses.prompts import AnyPrompts, Prompts
+    from analyses.sweep import sweep
+    from analyses.tasks import unknown
+    from hooks import Ablate, ActivationCache
+    from interp import HookedGPT2
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+KINDS = ("zero", "mean", "resample")
+UNITS = ("heads", "layers", "neurons")
+# With --task, so many other examples give the means and the samples.
+_N_REFERENCE = 64
+# The points of each kind of unit, in a layer.
+_POINTS = {
+    "heads": ("attn.hook_z",),
+    "layers": ("hook_attn_out", "hook_mlp_out"),
+    "neurons": ("mlp.hook_post",),
+}
+
+
+# ------------------------------------------------------------------ the question
+
+
+def ablation(
+    model: HookedGPT2,
+    tokens: AnyPrompts | PromptPair,
+    metric: AnyMetric | None = None,
+    *,
+    kind: Literal["zero", "mean", "resample"] = "zero",
+    units: Literal["heads", "layers", "neurons"] = "heads",
+    layers: int | Sequence[int] | None = None,
+    pos: int | Sequence[int] | Int[Tensor, ...] | None = None,
+    reference: AnyPrompts | PromptPair | ActivationCache | None = None,
+    per_position: bool = False,
+    seed: int = 0,
+    attention_mask: Tensor | None = None,
+    prepend_bos: bool = True,
+    batch_size: int | Literal["auto"] = "auto",
+    memory_limit: int = 2**30,
+) -> Ablation:
+    """What the metric becomes without each head, layer or neuron, one at a time.
+
+    Args:
+        model: what is looked into; stays as it is.
+        tokens: text, several texts, what `model.tokenize` gives, token ids, or a `PromptPair`,
+            whose clean prompts are taken.
+        metric: one of `analyses.metrics`, or a function of the logits. Of a `PromptPair` by default
+            the logit difference between its answers and its wrong tokens.
+        kind: what stands in place of the unit: "zero", "mean" or "resample".
+        units: "heads", "layers" (each layer's attention and its MLP) or "neurons" (as many
+            interventions as there are: name some `layers`).
+        layers: only these; negative ones count from the end. None: all.
+        pos: at these positions only, as in `hooks.Edit`: counted without padding, negative ones
+            from a prompt's end, a tensor for a position per prompt. None: at all.
+        reference: for "mean" and "resample", the prompts to take it from, or a cache of a run on
+            them. Of a `PromptPair` the corrupted prompts are taken. Left out, where `tokens` is a
+            `PromptPair`: that one's.
+        per_position: for "mean", a mean for each position rather than one over all tokens; the
+            reference prompts then have the length of those ablated.
+        seed: of the draws of "resample".
+        attention_mask: `batch pos`, True on real tokens; with token ids only.
+        prepend_bos: put `<|endoftext|>` before text, of the reference too.
+        batch_size, memory_limit: as in `analyses.sweep.sweep`.
+
+    Returns:
+        the metric under every ablation, per example.
+
+    Raises:
+        ValueError, IndexError, TypeError: an unknown kind or unit, a layer out of range or named
+            twice, a reference that is missing, or not wanted, or does not fit, no metric, or what
+            `analyses.sweep.sweep` refuses.
+        UnknownHookName: a cache as reference has not kept what is ablated.
+    """
+    for name, given, known in (("kind of ablation", kind, KINDS), ("unit", units, UNITS)):
+        if given not in known:
+            raise ValueError(unknown(name, str(given), known))
+    chosen = _layers(model, layers)
+    pair: PromptPair | None = None
+    if isinstance(tokens, PromptPair):
+        pair, prompts = tokens, tokens.clean
+        if attention_mask is not None:
+            raise ValueError("a PromptPair brings its own mask: leave out attention_mask")
+        attention_mask = pair.attention_mask
+        metric = pair.metric if metric is None else metric
+    else:
+        prompts = tokens
+    if metric is None:
+        raise ValueError("metric is missing: name one of analyses.metrics, such as logit_diff(...)")
+    if len(named_metrics(metric)) != 1:
+        raise ValueError("ablation takes one metric; analyses.sweep.sweep takes several")
+    points = [f"blocks.{layer}.{point}" for layer in chosen for point in _POINTS[units]]
+    cache, told = _reference(model, kind, reference, pair, points, prepend_bos)
+    how: dict[str, Any] = {"kind": kind, "reference": cache}
+    if kind == "mean":
+        how["per_position"] = per_position
+    elif per_position:
+        raise ValueError(f"per_position goes with kind='mean', not {kind!r}")
+    if kind == "resample":
+        how["seed"] = seed
+    within: list[dict[str, int]] = [{}]
+    if units == "heads":
+        within = [{"head": head} for head in range(model.cfg.n_heads)]
+    elif units == "neurons":
+        within = [{"neuron": neuron} for neuron in range(model.cfg.d_mlp)]
+    found = sweep(
+        model,
+        prompts,
+        [Ablate(point, pos, **part, **how) for point in points for part in within],
+        metric,
+        attention_mask=attention_mask,
+        prepend_bos=prepend_bos,
+        batch_size=batch_size,
+        memory_limit=memory_limit,
+    )
+    name = found.metric_name()
+    numbers: dict[str, Sequence[int]] = {"layer": chosen}
+    labels = {"layer": tuple(map(str, chosen))}
+    if units == "layers":
+        labels["component"] = ("attn_out", "mlp_out")
+    else:
+        labels[units.removesuffix("s")] = tuple(map(str, range(len(within))))
+    call = (
+        f"ablation(model, ..., {name}, kind={kind!r}, units={units!r}, layers={list(chosen)}, "
+        f"pos={'...' if isinstance(pos, torch.Tensor) else pos}, per_position={per_position}, "
+        f"seed={seed})"
+    )
+    return Ablation(
+        kind=kind,
+        units=units,
+        reference=f"{told}, per position" if per_position else told,
+        effects=Effects.on_axes(
+            f"{kind} ablation of {units}",
+            labels,
+            found.values[name],
+            found.base[name],
+            name,
+            numbers=numbers,
+        ),
+        str_tokens=found.str_tokens if pair is None else pair.str_tokens,
+        prepend_bos=found.prepend_bos if pair is None else pair.prepend_bos,
+        source="prompts" if pair is None else pair.source,
+        provenance=report.Provenance.of(model, call),
+    )
+
+
+def _layers(model: HookedGPT2, layers: int | Sequence[int] | None) -> tuple[int, ...]:
+    n = model.cfg.n_layers
+    if layers is None:
+        return tuple(range(n))
+    given = [layers] if isinstance(layers, int) else list(layers)
+    if not given:
+        raise ValueError("layers is empty; None means all")
+    for layer in given:
+        if not -n <= layer < n:
+            raise IndexError(
+                f"layer {layer} is out of range: this model has {n} layers, 0 to {n - 1} (or "
+                f"-{n} to -1)"
+            )
+    chosen = [layer % n for layer in given]
+    if len(set(chosen)) != len(chosen):
+        raise ValueError(f"layers {given} name one of them twice")
+    return tuple(chosen)
+
+
+def _reference(
+    model: HookedGPT2,
+    kind: str,
+    reference: Any,
+    pair: PromptPair | None,
+    points: Sequence[str],
+    prepend_bos: bool,
+) -> tuple[ActivationCache | None, str]:
+    """A run on the reference prompts, and in words what it was."""
+    if kind == "zero":
+        if reference is not None:
+            raise ValueError("a zero ablation takes no reference: did you mean kind='mean'?")
+        return None, ""
+    if isinstance(reference, ActivationCache):
+        return reference, "a given run"
+    if reference is None and pair is None:
+        raise ValueError(f"reference is missing: kind={kind!r} takes the prompts to take it from")
+    if reference is None:
+        reference = pair
+    if isinstance(reference, PromptPair):
+        told = f"the corrupted prompts of {reference.source}"
+        run = reference.corrupted, reference.attention_mask
+    else:
+        prompts = Prompts.of(model, reference, None, prepend_bos)
+        n = len(prompts.tokens)
+        told = f"{n} reference prompt{'s'[: n != 1]}"
+        run = prompts.tokens, prompts.attention_mask
+    with torch.no_grad():
+        _, cache = model.run_with_cache(
+            run[0].to(model.device),
+            return_type=None,
+            attention_mask=run[1].to(model.device),
+            names_filter=list(points),
+        )
+    return cache, told
+
+
+# ------------------------------------------------------------------ the result
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Ablation:
+    """The metric without each unit.
+
+    Attributes:
+        kind, units: as in `ablation`.
+        reference: in words, what the mean or the resampled activations were taken from.
+        effects: the metric under every ablation, per example: by layer and head, layer and
+            component (`attn_out`, `mlp_out`), or layer and neuron. `effects.change` is what the
+            ablation adds to the metric, with `effects.stderr` and
+            `effects.interval(scale="change")`.
+        str_tokens: the tokens of each prompt, without padding.
+        prepend_bos: whether `<|endoftext|>` was put before the text; None where ids were given.
+        source: where the prompts came from.
+        provenance: model, dtype, versions, the call.
+    """
+
+    kind: str
+    units: str
+    reference: str
+    effects: Effects
+    str_tokens: tuple[tuple[str, ...], ...]
+    prepend_bos: bool | None
+    source: str
+    provenance: report.Provenance
+
+    @property
+    def views(self) -> Mapping[str, Effects]:
+        """The effects by name, as other results have theirs."""
+        return {self.units: self.effects}
+
+    def __repr__(self) -> str:
+        n = len(self.str_tokens)
+        change, effects = self.effects.change, self.effects
+        lines = [
+            f"Ablation({self.provenance.model}, {views.what(self)}, {n} prompt{'s'[: n != 1]}; "
+            f"{effects.metric} {float(effects.base.mean()):.4g} without ablation)"
+        ]
+        for place in effects.strongest(3, "change"):
+            lines.append(f"  {effects.where(place)}: {float(change[place]):+.4g}")
+        return "\n".join(lines)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per unit.
+
+        Columns: `view` (the units), `metric`, `layer`, `head`, `component` or `neuron` with
+        their labels, then of the examples `value` (mean of the metric), `change` (what the ablation
+        adds to it), `change_stderr`, `change_low` and `change_high` (the ends of its 95 % bootstrap
+        interval), `base` (without ablation) and `examples`, how many. Errors and intervals are NaN
+        for a single example.
+        """
+        frame = self.effects.to_frame().drop(columns="stderr")
+        frame["view"] = self.units
+        examples = frame.pop("examples")
+        low, high = self.effects.interval(scale="change")
+        for name, values in (
+            ("stderr", views.change_stderr(self.effects)),
+            ("low", low),
+            ("high", high),
+        ):
+            frame[f"change_{name}"] = values.reshape(-1).tolist()
+        frame["base"] = float(self.effects.base.mean())
+        return frame.assign(examples=examples)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, ready for JSON."""
+        return {
+            "kind": self.kind,
+            "units": self.units,
+            "reference": self.reference,
+            "prompts": [list(row) for row in self.str_tokens],
+            "prepend_bos": self.prepend_bos,
+            "effects": self.effects.to_dict(),
+            "provenance": self.provenance.to_dict(),
+        }
+
+    def plot(self) -> go.Figure:
+        """A heat map of the change of the metric: blue where it falls, red where it rises. Of
+        neurons, bars of the 30 that change it most."""
+        return views.figure(self)
+
+    def to_html(
+        self, path: str | PathLike[str], *, model: HookedGPT2 | None = None, top_k: int = 10
+    ) -> None:
+        """Write a page with tokens, heat map, table and provenance. It needs no network.
+
+        Args:
+            path: the file to write.
+            model: to put the hash of its weights on the page (reads all of them once).
+            top_k: how many of the strongest units the table has.
+        """
+        result = self
+        if model is not None:
+            result = replace(self, provenance=self.provenance.with_weights(model))
+        views.page(result, top_k).write(path)
+
+
+# ------------------------------------------------------------------ the command line
+
+
+def main(
+    files: pair_options.PairFiles = None,
+    model: cli.Model = None,
+    answer: pair_options.Answer = None,
+    wrong: pair_options.Wrong = None,
+    task: pair_options.TaskName = None,
+    n: pair_options.N = None,
+    seed: pair_options.Seed = None,
+    corruption: pair_options.Corruption = None,
+    kind: Annotated[
+        str, typer.Option(help=f"What to put in place: {', '.join(KINDS)}.", metavar="KIND")
+    ] = "mean",
+    units: Annotated[str, typer.Option(help=f"{', '.join(UNITS)}.", metavar="UNITS")] = "heads",
+    layers: Annotated[
+        str | None,
+        typer.Option(help="Only these, such as 0,3,-1.", metavar="LAYERS", show_default=False),
+    ] = None,
+    reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A file with a prompt to take means and samples from; may be repeated. Left out: "
+            "the corrupted prompt; with --task, those of 64 other examples.",
+            metavar="FILE",
+            show_default=False,
+        ),
+    ] = None,
+    per_position: Annotated[
+        bool, typer.Option("--per-position", help="A mean for every position, not over all.")
+    ] = False,
+    top_k: Annotated[int, typer.Option(help="How many units the table has.", metavar="N")] = 10,
+    prepend_bos: cli.PrependBos = True,
+    device: cli.Device = "cpu",
+    dtype: cli.Dtype = "float32",
+    html: cli.Html = None,
+    csv: cli.Csv = None,
+    json_path: cli.Json = None,
+) -> None:
+    """How much does the model need each head, layer or neuron?
+
+    Takes out one at a time and shows how the logit difference between answer and wrong token
+    changes, on the clean prompts.
+    """
+    request = pair_options.PairRequest.checked(files, answer, wrong, task, n, seed, corruption)
+    inputs = [*request.inputs, *(reference or ())]
+    cli.check_outputs(html=html, csv=csv, json=json_path, inputs=inputs)
+    for option, given, known in (("--kind", kind, KINDS), ("--units", units, UNITS)):
+        if given not in known:
+            raise cli.CommandError(f"{option} {given!r}: expected {', '.join(known)}")
+    if top_k < 1:
+        raise cli.CommandError(f"--top-k is {top_k}: expected at least 1")
+    chosen = _parse_layers(layers)
+    if reference and kind == "zero":
+        raise cli.CommandError("--reference goes with --kind mean or resample, not zero")
+    references = cli.read_prompts(reference or [])
+    console = cli.console(data_on_stdout=cli.STDIN in (csv, json_path))
+    choice = cli.choose_model(model)
+    console.print(str(choice), style="bold", soft_wrap=True)
+    # Under its own name: here it is __main__, and has no torch.
+    from analyses.ablation import ablation
+    from analyses.pairs import PromptPair
+
+    loaded = cli.load_model(choice, device=device, dtype=dtype)
+    pair = request.load(loaded, prepend_bos=prepend_bos)
+    source: Any = [one.text for one in references] or None
+    if source is None and task is not None and kind != "zero":
+        source = PromptPair.from_task(
+            loaded,
+            task,
+            _N_REFERENCE,
+            request.seed + 1,
+            corruption=corruption,
+            prepend_bos=prepend_bos,
+        )
+    with cli.about(request.name):
+        found = ablation(
+            loaded,
+            pair,
+            kind=kind,  # pyright: ignore[reportArgumentType]
+            units=units,  # pyright: ignore[reportArgumentType]
+            layers=chosen,
+            reference=source,
+            per_position=per_position,
+            seed=request.seed,
+            prepend_bos=prepend_bos,
+        )
+    views.show(found, console, top_k)
+    if html or json_path:
+        provenance = replace(
+            found.provenance.with_weights(loaded),
+            call=cli.call("analyses.ablation", sys.argv[1:]),
+        )
+        found = replace(found, provenance=provenance)
+    if html:
+        found.to_html(html, top_k=top_k)
+    if csv:
+        cli.write_text(csv, cli.csv_text(found.to_frame()))
+    if json_path:
+        cli.write_text(json_path, json.dumps(found.to_dict(), ensure_ascii=False) + "\n")
+    for path in (html, csv, json_path):
+        if path and path != cli.STDIN:
+            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+
+
+def _parse_layers(text: str | None) -> list[int] | None:
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise cli.CommandError(f"--layers {text!r}: expected a list such as 0,3,-1") from None
+
+
+if __name__ == "__main__":
+    cli.run(main, __spec__)
