@@ -1,0 +1,92 @@
+"""How attribution patching looks: a page, and tables for the terminal."""
+
+from typing import TYPE_CHECKING, Any, cast
+
+from analyses import _effects_views, cli, report
+from analyses._activation_patching_views import _add_group, panels
+from analyses._pair_views import add_prompts, show_prompts
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from analyses.attribution_patching import AttributionPatching
+
+_WHAT = {
+    "denoising": "what putting clean activations into the corrupted run would do, to first order: "
+    "1 means that this place alone would bring the clean answer back, 0 that it would do nothing",
+    "noising": "what putting corrupted activations into the clean run would do, to first order: 0 "
+    "means that this place alone would take the clean answer away, 1 that it would do nothing",
+}
+
+
+def how(steps: int | None) -> str:
+    """Where gradients were taken, in words."""
+    if steps is None:
+        return "gradients at the run that is patched into"
+    return f"gradients averaged over {steps} point{'s'[: steps != 1]} between the two runs"
+
+
+def page(result: "AttributionPatching", top_k: int = 10) -> report.Page:
+    """A page with prompts, agreement with exact patching, heat maps and provenance."""
+    page = report.Page(
+        f"Attribution patching: {result.provenance.model}",
+        f"{result.direction.capitalize()}: {_WHAT[result.direction]}; {how(result.steps)}. Colours "
+        "show how far from that the metric would move: red up, blue down. These are estimates: "
+        "where attention is saturated, and early in the residual stream, they can be far off.",
+    )
+    add_prompts(page, result.pair)
+    page.text(f"{_effects_views.summary(next(iter(result.views.values())))}.")
+    if result.agreements:
+        _add_agreements(page, result)
+    for names in panels(cast(Any, result)):
+        _add_group(page, cast(Any, result), names, top_k)
+    page.provenance(result.provenance)
+    return page
+
+
+def _add_agreements(page: report.Page, result: "AttributionPatching") -> None:
+    page.heading("Agreement with exact patching")
+    page.text(
+        "The change of the metric at every place, estimated and by actually patching it. "
+        "exact / estimate is the slope of the line through the origin that fits best."
+    )
+    headers, rows = agreement_rows(result)
+    page.table(headers, rows)
+    for name, found in result.agreements.items():
+        page.figure(found.plot(), f"{name}: every place; the dotted line is equality.")
+
+
+def agreement_rows(result: "AttributionPatching") -> tuple[list[str], list[list[str]]]:
+    """A table of all agreements: headers, and rows of text."""
+    headers = ["view", "places", "Pearson", "Spearman", "exact / estimate"]
+    rows = [
+        [name, str(len(found.places))]
+        + [f"{number:.3f}" for number in (found.pearson, found.spearman, found.slope)]
+        for name, found in result.agreements.items()
+    ]
+    return headers, rows
+
+
+def show(result: "AttributionPatching", console: "Console", top_k: int) -> None:
+    """Print the prompts, every view, and the agreements."""
+    console.print(
+        f"{result.direction}: {_WHAT[result.direction]}; {how(result.steps)}", soft_wrap=True
+    )
+    console.print()
+    show_prompts(result.pair, console)
+    console.print(_effects_views.summary(next(iter(result.views.values()))), soft_wrap=True)
+    for effects in result.views.values():
+        console.print()
+        _effects_views.show(effects, console, top_k)
+    cli.print_scale(console, "distance from no effect, of the largest in each table")
+    if result.agreements:
+        headers, rows = agreement_rows(result)
+        console.print()
+        console.print("agreement with exact patching")
+        columns = [
+            _effects_views.right(header, [cli.Cell(row[i]) for row in rows])
+            for i, header in enumerate(headers)
+            if i
+        ]
+        names = cli.Column(headers[0], [cli.Cell(row[0]) for row in rows])
+        cli.print_table(console, [names], columns, "columns")

@@ -1,0 +1,157 @@
+"""How edge attribution looks: a heat map, a page, and tables for the terminal."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from analyses import _effects_views, cli, report
+from analyses._attribution_patching_views import how
+from analyses._pair_views import add_prompts, show_prompts
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from rich.console import Console
+
+    from analyses.edge_attribution import EdgeAttribution
+
+_WHAT = {
+    "denoising": "how much the metric would change, to first order, if the receiver read what the "
+    "sender wrote in the clean run, and all else were as in the corrupted run",
+    "noising": "how much the metric would change, to first order, if the receiver read what the "
+    "sender wrote in the corrupted run, and all else were as in the clean run",
+}
+_MOST_NAMED = 48
+_LARGEST = 2600  # the heat map's longer side, where cells can be made small enough
+
+
+def heat_map(result: "EdgeAttribution") -> "go.Figure":
+    """See `EdgeAttribution.plot`."""
+    import plotly.graph_objects as go
+
+    scores = result.total.masked_fill(~result.exists, math.nan)
+    limit = float(result.total.abs().max()) or 1.0
+    rows, columns = ([str(part) for part in parts] for parts in (result.senders, result.receivers))
+    cell = max(3, min(16, _LARGEST // len(columns)))
+    figure = go.Figure(
+        go.Heatmap(
+            z=scores.tolist(),
+            x=columns,
+            y=rows,
+            zmin=-limit,
+            zmax=limit,
+            hoverongaps=False,
+            hovertemplate="<b>%{y} → %{x}</b><br>%{z:+.4g}<extra></extra>",
+            colorbar={
+                "title": {
+                    "text": f"change of {report.plotly_text(result.metric)}",
+                    "side": "right",
+                },
+                "thickness": 12,
+            },
+            xgap=int(cell > 8),
+            ygap=int(cell > 8),
+        )
+    )
+    figure.update_layout(
+        template=report.template(),
+        width=220 + cell * len(columns),
+        height=140 + cell * len(rows),
+        margin={"l": 10, "r": 10, "t": 40, "b": 10},
+        xaxis={"title": "receiver", "showgrid": False, "tickangle": -60, **_named(columns)},
+        yaxis={"title": "sender", "showgrid": False, **_named(rows)},
+    )
+    return figure
+
+
+def _named(names: list[str]) -> dict[str, object]:
+    """Which coordinates are named: all, or one in so many."""
+    step = math.ceil(len(names) / _MOST_NAMED)
+    return {"type": "category", "tickvals": names[::step]}
+
+
+def page(result: "EdgeAttribution", top_k: int = 30) -> report.Page:
+    """A page with prompts, the strongest edges, the heat map and provenance."""
+    page = report.Page(
+        f"Edge attribution: {result.provenance.model}",
+        f"{result.direction.capitalize()}: {_WHAT[result.direction]}; {how(result.steps)}. Red "
+        "edges would raise the metric, blue ones lower it. These are estimates, to be confirmed by "
+        "patching.",
+    )
+    add_prompts(page, result.pair)
+    page.text(ends(result))
+    headers, rows, shades = strongest(result, top_k)
+    page.heading(f"The {len(rows)} strongest edges")
+    page.table(
+        headers,
+        [
+            [report.Shaded(text, shade) if i == _SCORE else text for i, text in enumerate(row)]
+            for row, shade in zip(rows, shades, strict=True)
+        ],
+    )
+    page.heading("All edges")
+    page.figure(
+        result.plot(),
+        "Senders (bottom: first) and receivers (left: first), named by layer and head; of a head "
+        "its queries, keys and values read apart. Blank where there is no edge. Hover for numbers.",
+    )
+    page.provenance(result.provenance)
+    return page
+
+
+def ends(result: "EdgeAttribution") -> str:
+    """The metric of the two runs, in words."""
+    n = len(result.base)
+    clean, corrupted = (result.base, result.source)
+    if result.direction == "denoising":
+        clean, corrupted = corrupted, clean
+    return (
+        f"{result.metric}: clean {float(clean.mean()):.3f}, corrupted "
+        f"{float(corrupted.mean()):.3f}" + (f"; means over {n} examples." if n > 1 else ".")
+    )
+
+
+_SCORE = 2  # the column of a row that is shaded
+
+
+def strongest(result: "EdgeAttribution", k: int) -> tuple[list[str], list[list[str]], list[float]]:
+    """A table of the k strongest edges: headers, rows of text, and how strong each is (0 to 1)."""
+    frame: Any = result.top(k)
+    several = result.scores.shape[-1] > 1
+    headers = ["sender", "receiver", "score", "share"]
+    headers += ["± s.e."] * several + ["pos"] * (result.positions is not None)
+    rows = []
+    for _, row in frame.iterrows():
+        cells = [row["sender"], row["receiver"], f"{row['score']:+.4f}"]
+        cells.append("" if math.isnan(row["share"]) else f"{row['share']:+.1%}")
+        if several:
+            cells.append(f"{row['stderr']:.4f}")
+        if result.positions is not None:
+            cells.append(row["pos_label"])
+        rows.append(cells)
+    sizes = frame["score"].abs()
+    most = float(sizes.max()) or 1.0
+    return headers, rows, [float(size) / most for size in sizes]
+
+
+def show(result: "EdgeAttribution", console: "Console", top_k: int) -> None:
+    """Print the prompts and the strongest edges."""
+    console.print(
+        f"{result.direction}: {_WHAT[result.direction]}; {how(result.steps)}", soft_wrap=True
+    )
+    console.print()
+    show_prompts(result.pair, console)
+    console.print(ends(result))
+    headers, rows, shades = strongest(result, top_k)
+    edges = int(result.exists.sum()) * len(result.positions or [0])
+    console.print()
+    console.print(f"the strongest {len(rows)} of {edges:,} edges")
+    columns = []
+    for i, header in enumerate(headers):
+        cells = [
+            cli.Cell(row[i], shade if i == _SCORE else None)
+            for row, shade in zip(rows, shades, strict=True)
+        ]
+        is_name = i < _SCORE or header == "pos"
+        columns.append(
+            cli.Column(header, cells) if is_name else _effects_views.right(header, cells)
+        )
+    cli.print_table(console, columns[:_SCORE], columns[_SCORE:], "columns")

@@ -1,0 +1,35 @@
+"""How a pair of prompts looks, on a page and in the terminal."""
+
+from typing import TYPE_CHECKING
+
+from analyses import cli, report
+from analyses._activation_patching_views import bos_note
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from analyses.pairs import PromptPair
+
+_MOST_PROMPTS = 4
+
+
+def add_prompts(page: report.Page, pair: "PromptPair") -> None:
+    """Put the first few prompts on a page, clean and corrupted, as tokens."""
+    page.heading(f"Prompts ({pair.source})")
+    for example in range(min(len(pair), _MOST_PROMPTS)):
+        which = f"Example {example}: " if len(pair) > 1 else ""
+        rows = (pair.str_tokens[example], pair.corrupted_str_tokens[example])
+        for what, row in zip(("clean", "corrupted"), rows, strict=True):
+            page.text(f"{which}{what}, {len(row)} tokens")
+            page.tokens([cli.visible(token) for token in row], pair.prepend_bos is True)
+    if len(pair) > _MOST_PROMPTS:
+        page.text(f"And {len(pair) - _MOST_PROMPTS} more examples.")
+    page.text(f"{bos_note(pair)}.")
+
+
+def show_prompts(pair: "PromptPair", console: "Console") -> None:
+    """Print the first pair of prompts."""
+    which = f"first of {len(pair)} examples, " if len(pair) > 1 else ""
+    console.print(f"{pair.source}, {which}{bos_note(pair)}", style="dim", soft_wrap=True)
+    for what, rows in (("clean", pair.str_tokens), ("corrupted", pair.corrupted_str_tokens)):
+        console.print(f"{what + ':':11}{' '.join(map(cli.visible, rows[0]))}", soft_wrap=True)

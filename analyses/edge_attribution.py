@@ -1,0 +1,607 @@
+r"""Edge attribution patching: which connections between parts carry the difference?
+
+The residual stream is a sum, so what each part of the model reads is a sum too, of what the parts
+before it wrote: an edge leads from every *sender* (the embeddings, a head, an MLP) to every
+*receiver* (the queries, keys or values of a head, an MLP, the logits) after it. Patching an edge
+puts the sender's output from a *source* run into what that one receiver reads in a *base* run. To
+first order the metric then changes by
+
+    (sender at source - sender at base) . d metric / d (what the receiver reads), at base
+
+and one forward-backward pass and one forward pass give all edges.
+
+1. Run the source prompts and the base prompts; keep what every sender wrote.
+2. From one backward pass in the base run: the gradient at what each receiver reads. For a head's
+   queries that is the gradient at the queries, back through `W_Q` and through the layer norm as it
+   is at this residual (its scale is not held fixed).
+3. Multiply, and sum over positions (or keep them apart).
+
+Noising, the default here, is how the papers do it: gradients at the clean run, corrupted
+activations put in. A head sends what it writes without the output bias b_O of its layer, which no
+head owns; biases are the same in both runs and cancel in the difference. The edges that leave a
+sender sum to the estimate of patching its output altogether (`outgoing`), and those into a receiver
+to the estimate of patching all that it reads.
+
+With `steps=m` gradients are averaged over m points of the straight line between the two runs'
+embeddings (EAP-IG), the midpoints of m equal parts; then the edges from the embeddings sum to the
+whole difference of the metric, as m grows. That also helps where a metric is flat at the base run,
+such as a divergence from it. Where gradients mislead: see `analyses.attribution_patching`.
+
+Sources: Syed, Rager and Conmy, "Attribution Patching Outperforms Automated Circuit Discovery"
+(2023), arXiv 2310.10348, section 3; Hanna, Pezzelle and Belinkov, "Have Faith in Faithfulness"
+(2024), arXiv 2403.17806, section 3; Nanda, "Attribution Patching" (2023).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import typer
+
+from analyses import _edge_attribution_views as views_of
+from analyses import cli, pair_options, report
+
+if TYPE_CHECKING or __name__ != "__main__":
+    # As a command this file is run under the name __main__, answers --help and wrong options
+    # without waiting seconds for torch, and then imports itself under its own name.
+    import torch
+    from jaxtyping import Bool, Float, Int
+    from torch import Tensor
+
+    from analyses._gradients import Contrast, Contrasts, columns_of_places, take, upcast
+    from analyses.activation_patching import Direction, _pair, _positions
+    from analyses.metrics import AnyMetric
+    from analyses.pairs import PromptPair
+    from analyses.prompts import AnyPrompts
+    from hooks import ActivationCache
+    from hooks.names import nearest
+    from interp import HookedGPT2
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+# Between a residual and what is read from it, or between what is written and the residual, these
+# are computed past: a function there would have no part in the scores.
+_PAST = (
+    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "attn.hook_result",
+    "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "ln1.hook_scale",
+    "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
+)  # fmt: skip
+
+
+class Part(NamedTuple):
+    """A sender or a receiver.
+
+    Attributes:
+        kind: "input" (the embeddings of token and position), "head" or "mlp" of a sender; "q",
+            "k", "v" (of a head), "mlp" or "logits" of a receiver.
+        layer, head: where it has one.
+    """
+
+    kind: str
+    layer: int | None = None
+    head: int | None = None
+
+    def __str__(self) -> str:
+        if self.layer is None:
+            return self.kind
+        if self.kind == "mlp":
+            return f"{self.layer}.mlp"
+        return f"{self.layer}.{self.head}" + ("" if self.kind == "head" else f".{self.kind}")
+
+
+def senders(n_layers: int, n_heads: int) -> tuple[Part, ...]:
+    """All that writes to the residual stream, in order."""
+    found = [Part("input")]
+    for layer in range(n_layers):
+        found += [Part("head", layer, head) for head in range(n_heads)]
+        found.append(Part("mlp", layer))
+    return tuple(found)
+
+
+def receivers(n_layers: int, n_heads: int) -> tuple[Part, ...]:
+    """All that reads from the residual stream, in order: of a layer its queries, keys, values."""
+    found = []
+    for layer in range(n_layers):
+        found += [Part(kind, layer, head) for kind in "qkv" for head in range(n_heads)]
+        found.append(Part("mlp", layer))
+    return (*found, Part("logits"))
+
+
+# ------------------------------------------------------------------ the question
+
+
+def edge_attribution(
+    model: HookedGPT2,
+    clean: PromptPair | AnyPrompts,
+    corrupted: AnyPrompts | None = None,
+    metric: AnyMetric | None = None,
+    *,
+    direction: Direction = "noising",
+    steps: int | None = None,
+    positions: Sequence[int] | Sequence[str] | Literal["all"] | None = None,
+    attention_mask: Tensor | None = None,
+    prepend_bos: bool = True,
+    batch_size: int | Literal["auto"] = "auto",
+    memory_limit: int = 2**30,
+) -> EdgeAttribution:
+    """Estimate what patching each edge would do, for all edges at once.
+
+    Costs a forward pass, a forward-backward pass and matrix products of about a fifth of these;
+    with `steps`, two forward passes and `steps` forward-backward passes.
+
+    Args:
+        model: what is looked into; stays as it is.
+        clean, corrupted, metric, attention_mask, prepend_bos: as in
+            `analyses.activation_patching.activation_patching`. The metric must be differentiable.
+        direction: "noising" puts what senders wrote in the corrupted run into the clean one,
+            "denoising" the reverse.
+        steps: None for the gradient at the base run (EAP), m for integrated gradients (EAP-IG).
+        positions: None for the sum over positions; or those to keep apart, as in
+            `activation_patching`.
+        batch_size, memory_limit: as in `analyses.attribution_patching.attribution_patching`.
+
+    Returns:
+        The estimated change of the metric for each edge, per example.
+
+    Raises:
+        ValueError, TypeError, IndexError: as `attribution_patching`; and a function that listens at
+            a point which the scores are computed past (`ln1`, `hook_resid_mid`, ...).
+    """
+    pair = _pair(model, clean, corrupted, attention_mask, prepend_bos)
+    _check_hooks(model)
+    cfg = model.cfg
+    where = None if positions is None else _positions(pair, positions)
+    columns = None if where is None else columns_of_places(where.where, pair)
+    sending, receiving = senders(cfg.n_layers, cfg.n_heads), receivers(cfg.n_layers, cfg.n_heads)
+    n_pos = pair.clean.shape[1]
+    contrasts = Contrasts.checked(
+        model,
+        pair,
+        metric,
+        direction=direction,
+        steps=steps,
+        names=_points(cfg.n_layers),
+        embeddings=True,
+        batch_size=batch_size,
+        memory_limit=memory_limit,
+        # What every sender wrote, and the gradients of one layer's receivers with the work on them.
+        more_bytes=4 * n_pos * cfg.d_model * (len(sending) + 12 * cfg.n_heads),
+    )
+    scores: list[Tensor] = []
+    ends: dict[str, list[Tensor]] = {"base": [], "source": []}
+    for contrast in contrasts:
+        here = None if columns is None else columns[contrast.examples]
+        scores.append(_scores(model, contrast, here).cpu())
+        ends["base"].append(contrast.base_metric.to("cpu", torch.float64))
+        ends["source"].append(contrast.source_metric.to("cpu", torch.float64))
+    base, source = (torch.cat(ends[name]) for name in ("base", "source"))
+    found = torch.cat(scores, -1)
+    if found.shape[-1] != len(base):
+        found = found.sum(-1, keepdim=True)  # one number for all prompts together
+    exists = torch.zeros(len(sending), len(receiving), dtype=torch.bool)
+    for index, receiver in enumerate(receiving):
+        exists[: _n_before(receiver, cfg.n_layers, cfg.n_heads), index] = True
+    call = (
+        f"edge_attribution(model, ..., metric={contrasts.judge.name}, direction={direction!r}, "
+        f"steps={steps}, positions={positions!r}, prepend_bos={pair.prepend_bos})"
+    )
+    return EdgeAttribution(
+        senders=sending,
+        receivers=receiving,
+        exists=exists,
+        scores=found,
+        positions=None if where is None else where.labels,
+        base=base,
+        source=source,
+        metric=contrasts.judge.name,
+        direction=direction,
+        steps=steps,
+        pair=pair,
+        provenance=report.Provenance.of(model, call),
+    )
+
+
+def _check_hooks(model: HookedGPT2) -> None:
+    for name, point in model.hook_dict.items():
+        if name.endswith(_PAST) and (point.fwd_hooks or point.bwd_hooks):
+            raise ValueError(
+                f"a function listens at {name!r}: edge scores are computed past that point and "
+                f"would not have it in them. Remove it (model.reset_hooks()), or listen elsewhere"
+            )
+
+
+def _points(n_layers: int) -> list[str]:
+    """What is kept of a run: what senders wrote, what receivers read, the gradients there."""
+    inside = ("hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z",
+              "hook_resid_mid", "hook_mlp_out", "hook_resid_post")  # fmt: skip
+    return [f"blocks.{layer}.{name}" for layer in range(n_layers) for name in inside]
+
+
+def _n_before(receiver: Part, n_layers: int, n_heads: int) -> int:
+    """How many of the senders come before a receiver."""
+    layer = n_layers if receiver.layer is None else receiver.layer
+    return 1 + layer * (n_heads + 1) + (n_heads if receiver.kind == "mlp" else 0)
+
+
+def _scores(
+    model: HookedGPT2, contrast: Contrast, where: Int[Tensor, "example place"] | None
+) -> Float[Tensor, "sender receiver *pos example"]:
+    """The estimates for some examples; 0 where there is no edge.
+
+    Args:
+        where: columns of the positions to keep apart, of these examples; None for the sum.
+    """
+    cfg = model.cfg
+    with torch.no_grad():
+        sent = _sent(model, contrast)  # example sender pos d_model
+        if where is not None:
+            sent = take(sent, 2, where)
+        receiving = receivers(cfg.n_layers, cfg.n_heads)
+        places = () if where is None else (where.shape[1],)
+        scores = sent.new_zeros(len(sent), *places, sent.shape[1], len(receiving))
+        n_steps = 0
+        for steps, cache in contrast.gradients:
+            first = 0
+            for read in _read(model, cache, steps):  # example receiver pos d_model
+                read = read if where is None else take(read, 2, where)
+                after = first + read.shape[1]
+                n_before = _n_before(receiving[first], cfg.n_layers, cfg.n_heads)
+                scores[..., :n_before, first:after] += _products(
+                    sent[:, :n_before], read, apart=where is not None
+                )
+                first = after
+            n_steps += steps
+    return (scores / n_steps).movedim((0, *range(1, 1 + len(places))), (-1, *(2,) * len(places)))
+
+
+def _products(sent: Tensor, read: Tensor, apart: bool) -> Tensor:
+    """`example sender pos d_model` times `example receiver pos d_model`, summed over `d_model`, and
+    over `pos` unless kept apart: `example (pos) sender receiver`."""
+    if apart:
+        return sent.transpose(1, 2) @ read.permute(0, 2, 3, 1)
+    return sent.flatten(2) @ read.flatten(2).transpose(1, 2)
+
+
+def _sent(model: HookedGPT2, contrast: Contrast) -> Float[Tensor, "example sender pos d_model"]:
+    """By how much what each sender wrote differs between the runs."""
+    cfg = model.cfg
+
+    def difference(name: str | tuple[str, int]) -> Tensor:
+        return upcast(contrast.source[name]) - upcast(contrast.base[name])
+
+    embedded = difference("hook_embed") + difference("hook_pos_embed")
+    n, n_pos, d_model = embedded.shape
+    found = embedded.new_empty(n, 1 + cfg.n_layers * (cfg.n_heads + 1), n_pos, d_model)
+    found[:, 0] = embedded
+    for layer in range(cfg.n_layers):
+        first = 1 + layer * (cfg.n_heads + 1)
+        last = first + cfg.n_heads
+        z = difference(("z", layer)).transpose(1, 2)  # example head pos d_head
+        torch.matmul(z, upcast(model.W_O[layer].detach()), out=found[:, first:last])
+        found[:, last] = difference(("mlp_out", layer))
+    return found
+
+
+def _read(
+    model: HookedGPT2, cache: ActivationCache, steps: int
+) -> Iterator[Float[Tensor, "example receiver pos d_model"]]:
+    """Gradients at what receivers read, summed over the steps that a cache holds.
+
+    In order of `receivers`: of each layer its queries, keys and values, then its MLP; then the
+    logits.
+    """
+
+    def gradient(point: str, layer: int) -> Tensor:
+        return upcast(cache[f"blocks.{layer}.{point}_grad"])
+
+    def over_steps(values: Tensor) -> Tensor:
+        return values if steps == 1 else values.unflatten(0, (steps, -1)).sum(0)
+
+    for layer in range(model.cfg.n_layers):
+        projected = []
+        for kind, weight in (("q", model.W_Q), ("k", model.W_K), ("v", model.W_V)):
+            there = gradient(f"attn.hook_{kind}", layer).transpose(1, 2)  # row head pos d_head
+            projected.append(there @ upcast(weight[layer].detach()).transpose(1, 2))
+        at_norm = torch.cat(projected, 1)  # row (kind head) pos d_model
+        residual = upcast(cache["resid_pre", layer])
+        yield over_steps(
+            _through_norm(at_norm, residual, model.blocks[layer].ln1.w.detach(), model.cfg.eps)
+        )
+        # What goes past the MLP is the residual itself, and reads with the same weight after it.
+        own = gradient("hook_resid_mid", layer) - gradient("hook_resid_post", layer)
+        yield over_steps(own)[:, None]
+    yield over_steps(gradient("hook_resid_post", model.cfg.n_layers - 1))[:, None]
+
+
+def _through_norm(
+    gradient: Float[Tensor, "row receiver pos d_model"],
+    residual: Float[Tensor, "row pos d_model"],
+    gain: Float[Tensor, " d_model"],
+    eps: float,
+) -> Float[Tensor, "row receiver pos d_model"]:
+    """From the gradient at what a layer norm gives to that at what it gets, for many readers.
+
+    A layer norm's derivative is symmetric: the same map, gradient by gradient, takes out what lies
+    along the mean and along the normalised residual, and divides by the scale.
+    """
+    scale = (residual.var(-1, correction=0, keepdim=True) + eps).sqrt()
+    normalized = ((residual - residual.mean(-1, keepdim=True)) / scale)[:, None]
+    found = gradient * gain
+    along = (found * normalized).mean(-1, keepdim=True)
+    found = found - found.mean(-1, keepdim=True) - normalized * along
+    return found / scale[:, None]
+
+
+# ------------------------------------------------------------------ the result
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class EdgeAttribution:
+    """How much the metric would change with each edge patched, estimated.
+
+    Attributes:
+        senders, receivers: the two axes.
+        exists: where there is an edge: the sender comes before the receiver.
+        scores: `[sender receiver example]`, or `[sender receiver pos example]` where positions are
+            kept apart; 0 where there is no edge.
+        positions: labels of the axis `pos`, or None.
+        base, source: `[example]`, the metric of the two runs.
+        metric: its name.
+        direction: "noising" or "denoising".
+        steps: points of integrated gradients, or None.
+        pair: the prompts.
+        provenance: model, dtype, versions, the call.
+    """
+
+    senders: tuple[Part, ...]
+    receivers: tuple[Part, ...]
+    exists: Bool[Tensor, "sender receiver"]
+    scores: Float[Tensor, "sender receiver *pos example"]
+    positions: tuple[str, ...] | None
+    base: Float[Tensor, " example"]
+    source: Float[Tensor, " example"]
+    metric: str
+    direction: Direction
+    steps: int | None
+    pair: PromptPair
+    provenance: report.Provenance
+
+    @property
+    def mean(self) -> Float[Tensor, "sender receiver *pos"]:
+        """The scores averaged over examples."""
+        return self.scores.mean(-1)
+
+    @property
+    def stderr(self) -> Float[Tensor, "sender receiver *pos"]:
+        """The standard error of `mean`; NaN with a single example."""
+        n = self.scores.shape[-1]
+        if n < 2:
+            return torch.full_like(self.mean, math.nan)
+        return self.scores.std(-1) / n**0.5
+
+    @property
+    def total(self) -> Float[Tensor, "sender receiver"]:
+        """`mean`, summed over positions."""
+        return self.mean if self.positions is None else self.mean.sum(-1)
+
+    @property
+    def outgoing(self) -> Float[Tensor, " sender"]:
+        """The sum of each sender's edges: the estimate of patching its output altogether."""
+        return self.total.sum(1)
+
+    def __getitem__(self, edge: tuple[str, str]) -> Float[Tensor, "*pos"]:
+        """The mean score of an edge by its names, as in `edges["9.6", "logits"]`.
+
+        Raises:
+            KeyError: no such sender or receiver, or no edge between them.
+        """
+        place = []
+        for what, name, parts in zip(
+            ("sender", "receiver"), edge, (self.senders, self.receivers), strict=True
+        ):
+            names = [str(part) for part in parts]
+            if name not in names:
+                raise KeyError(f"there is no {what} {name!r}.{nearest(str(name), names)}")
+            place.append(names.index(name))
+        if not self.exists[place[0], place[1]]:
+            raise KeyError(f"there is no edge from {edge[0]} to {edge[1]}: it comes before")
+        return self.mean[place[0], place[1]]
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per edge (and position).
+
+        Columns: `sender`, `sender_kind`, `sender_layer`, `sender_head`, the same of `receiver`,
+        `pos` and `pos_label` where positions are apart, `metric`, `direction`, `steps`, `score`,
+        `stderr` (over examples), and `share`, the score as a part of the whole difference of the
+        metric between the runs (source - base).
+        """
+        import pandas as pd
+
+        edges = self.exists.nonzero()
+        sender, receiver = edges.unbind(1)
+        columns: dict[str, Any] = {}
+        for what, index, parts in (
+            ("sender", sender, self.senders),
+            ("receiver", receiver, self.receivers),
+        ):
+            chosen = [parts[i] for i in index.tolist()]
+            columns[what] = [str(part) for part in chosen]
+            columns[f"{what}_kind"] = [part.kind for part in chosen]
+            columns[f"{what}_layer"] = pd.array([part.layer for part in chosen], dtype="Int64")
+            columns[f"{what}_head"] = pd.array([part.head for part in chosen], dtype="Int64")
+        frame = pd.DataFrame(columns)
+        if self.positions is not None:
+            n = len(self.positions)
+            frame = frame.loc[frame.index.repeat(n)].reset_index(drop=True)
+            frame["pos"] = list(range(n)) * len(edges)
+            frame["pos_label"] = list(self.positions) * len(edges)
+        frame["metric"], frame["direction"] = self.metric, self.direction
+        frame["steps"] = pd.array([self.steps] * len(frame), dtype="Int64")
+        frame["score"] = self.mean[sender, receiver].reshape(-1).tolist()
+        frame["stderr"] = self.stderr[sender, receiver].reshape(-1).tolist()
+        difference = float((self.source - self.base).mean())
+        frame["share"] = frame["score"] / difference if difference else math.nan
+        return frame
+
+    def top(self, k: int = 20) -> pd.DataFrame:
+        """The k rows of `to_frame` with the largest scores, of either sign.
+
+        Raises:
+            ValueError: k is below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k={k} is out of range: expected at least 1")
+        frame = self.to_frame()
+        order = torch.tensor(frame["score"].to_numpy()).abs().argsort(descending=True, stable=True)
+        return frame.iloc[order[:k].tolist()].reset_index(drop=True)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, ready for JSON: scores of each example, None where there is no
+        edge."""
+        missing = (~self.exists).view(*self.exists.shape, *(1,) * (self.scores.ndim - 2))
+        scores = self.scores.masked_fill(missing, math.nan).tolist()
+        prompts = {"clean": self.pair.str_tokens, "corrupted": self.pair.corrupted_str_tokens}
+        return {
+            "direction": self.direction,
+            "steps": self.steps,
+            "metric": self.metric,
+            "source_prompts": self.pair.source,
+            "prepend_bos": self.pair.prepend_bos,
+            **{name: [list(row) for row in rows] for name, rows in prompts.items()},
+            "senders": [str(part) for part in self.senders],
+            "receivers": [str(part) for part in self.receivers],
+            "positions": None if self.positions is None else list(self.positions),
+            "scores": _plain(scores),
+            "base": self.base.tolist(),
+            "source": self.source.tolist(),
+            "provenance": self.provenance.to_dict(),
+        }
+
+    def plot(self) -> go.Figure:
+        """A heat map: senders from bottom to top, receivers across; blank where no edge is."""
+        return views_of.heat_map(self)
+
+    def to_html(self, path: str | PathLike[str], *, model: HookedGPT2 | None = None) -> None:
+        """Write a page with prompts, the strongest edges, the heat map and provenance.
+
+        It needs no network.
+
+        Args:
+            path: the file to write.
+            model: to put the hash of its weights on the page (reads all of them once).
+        """
+        result = self
+        if model is not None:
+            result = replace(self, provenance=self.provenance.with_weights(model))
+        views_of.page(result).write(path)
+
+    def __repr__(self) -> str:
+        n = self.scores.shape[-1]
+        how = "gradient at the base run" if self.steps is None else f"{self.steps} steps"
+        lines = [
+            f"EdgeAttribution({self.provenance.model}, {self.direction}, {how}, "
+            f"{self.pair.source}, {n} example{'s'[: n != 1]}; {int(self.exists.sum())} edges; "
+            f"{self.metric} {self.base.mean():.4g} at base, {self.source.mean():.4g} at source)"
+        ]
+        for _, row in self.top(3).iterrows():
+            at = "" if self.positions is None else f" at {row['pos_label']}"
+            lines.append(f"  {row['sender']} -> {row['receiver']}{at}: {row['score']:+.4g}")
+        return "\n".join(lines)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value if math.isfinite(value) else None
+
+
+# ------------------------------------------------------------------ the command line
+
+
+def main(
+    files: pair_options.PairFiles = None,
+    model: cli.Model = None,
+    answer: pair_options.Answer = None,
+    wrong: pair_options.Wrong = None,
+    task: pair_options.TaskName = None,
+    n: pair_options.N = None,
+    seed: pair_options.Seed = None,
+    corruption: pair_options.Corruption = None,
+    direction: Annotated[
+        str, typer.Option(help="noising or denoising.", metavar="NAME")
+    ] = "noising",
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            help="Integrated gradients over so many points (EAP-IG). Left out: the gradient at one "
+            "run (EAP).",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    positions: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep positions apart: all, numbers such as 3,-1, or with --task names such as "
+            "S2,END. Left out: summed over positions.",
+            metavar="POSITIONS",
+            show_default=False,
+        ),
+    ] = None,
+    top_k: Annotated[int, typer.Option(help="How many edges to list.", metavar="N")] = 20,
+    prepend_bos: cli.PrependBos = True,
+    device: cli.Device = "cpu",
+    dtype: cli.Dtype = "float32",
+    html: cli.Html = None,
+    csv: cli.Csv = None,
+    json_path: cli.Json = None,
+) -> None:
+    """Which connections between heads, MLPs, embeddings and logits carry the difference?
+
+    Edge attribution patching (Syed et al. 2023), or with --steps EAP-IG (Hanna et al. 2024): what
+    patching each edge would do, estimated for all of them from one backward pass.
+    """
+    request = pair_options.PairRequest.checked(files, answer, wrong, task, n, seed, corruption)
+    cli.check_outputs(html=html, csv=csv, json=json_path, inputs=request.inputs)
+    if top_k < 1:
+        raise cli.CommandError(f"--top-k is {top_k}: expected at least 1")
+    console = cli.console(data_on_stdout=cli.STDIN in (csv, json_path))
+    choice = cli.choose_model(model)
+    console.print(str(choice), style="bold", soft_wrap=True)
+    # Under its own name: here it is __main__, and has no torch.
+    from analyses.activation_patching import parse_positions
+    from analyses.edge_attribution import edge_attribution
+
+    where: Any = None if positions is None else parse_positions(positions)
+    asked: Any = direction
+    loaded = cli.load_model(choice, device=device, dtype=dtype)
+    pair = request.load(loaded, prepend_bos=prepend_bos)
+    result = edge_attribution(loaded, pair, direction=asked, steps=steps, positions=where)
+    views_of.show(result, console, top_k)
+    if html or json_path:
+        provenance = replace(
+            result.provenance.with_weights(loaded),
+            call=cli.call("analyses.edge_attribution", sys.argv[1:]),
+        )
+        result = replace(result, provenance=provenance)
+    if html:
+        views_of.page(result, top_k).write(html)
+    if csv:
+        cli.write_text(csv, cli.csv_text(result.to_frame()))
+    if json_path:
+        cli.write_text(json_path, json.dumps(result.to_dict(), ensure_ascii=False) + "\n")
+    for path in (html, csv, json_path):
+        if path and path != cli.STDIN:
+            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+
+
+if __name__ == "__main__":
+    cli.run(main, __spec__)
