@@ -1,6 +1,7 @@
 """How path patching looks: a page, and tables for the terminal."""
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NamedTuple
 
 from analyses import _effects_views, cli, report
 
@@ -19,7 +20,7 @@ _NAMES = {"head": "Heads", "mlp": "MLPs", "embed": "Token embedding"}
 _MOST_EXAMPLES = 3  # pages show no more prompts than this
 
 
-def _shown(result: "PathPatching") -> "Mapping[str, Effects]":
+def shown(result: "PathPatching") -> "Mapping[str, Effects]":
     """In percent of the base run, where that is not 0."""
     return result.in_percent() if float(result.base.mean()) != 0 else result.views
 
@@ -29,43 +30,102 @@ def _explained(result: "PathPatching") -> str:
     noising = result.direction == "noising"
     base, source = ("clean", "corrupted") if noising else ("corrupted", "clean")
     together = " together" if len(result.receivers) > 1 else ""
-    positions = "all" if result.positions == "None" else result.positions
     mlps = "also kept" if result.freeze_mlps else "computed anew from what reaches them"
+    n = len(result.pair)
     return (
-        f"Receivers: {', '.join(map(str, result.receivers))}{together}; positions: {positions}. "
-        f"Each sender writes what it writes in the {source} run; all other heads keep what they "
-        f"wrote in the {base} run; MLPs in between are {mlps}. Only the receivers see the "
-        f"difference. {result.metric} of the {base} run: {result.base.mean():.3f}, mean of "
-        f"{len(result.pair)} example{'s'[: len(result.pair) != 1]}."
+        f"Receivers: {', '.join(map(str, result.receivers))}{together}; positions: "
+        f"{result.positions}. Each sender writes what it writes in the {source} run; all other "
+        f"heads keep what they wrote in the {base} run; MLPs in between are {mlps}. Only the "
+        f"receivers see the difference. {result.metric} of the {base} run: "
+        f"{result.base.mean():.3f}" + (f", mean of {n} examples." if n > 1 else ".")
     )
 
 
+class _Sent(NamedTuple):
+    """The effect of one sender."""
+
+    name: str
+    percent: float
+    change: float
+    stderr: float
+
+
+def _strongest(result: "PathPatching", k: int) -> list[_Sent]:
+    """The k senders of all kinds with the largest effects, largest first."""
+    unit = float(result.base.mean()) / 100
+    found = []
+    for kind, effects in result.views.items():
+        changes = effects.values - effects.base
+        for place in effects.strongest(k, "change"):
+            own = changes[place]
+            own = own[~own.isnan()]
+            change, n = float(own.mean()), len(own)
+            if change == 0:
+                continue
+            stderr = float(own.std()) / math.sqrt(n) if n > 1 else math.nan
+            percent = change / unit if unit else math.nan
+            found.append(_Sent(_name(kind, effects, place), percent, change, stderr))
+    return sorted(found, key=lambda one: -abs(one.change))[:k]
+
+
+def _name(kind: str, effects: "Effects", place: tuple[int, ...]) -> str:
+    parts = [effects.labels[axis][i] for axis, i in zip(effects.axes, place, strict=True)]
+    at = f" at {parts.pop()}" if effects.axes[-1] == "pos" else ""
+    return f"{'' if kind == 'embed' else f'{kind} '}{'.'.join(parts)}{at}"
+
+
+def _cells(result: "PathPatching", rows: list[_Sent]) -> tuple[list[str], list[list[str]]]:
+    headers = ["sender", "% of base", f"change of {result.metric}", "± s.e."]
+    texts = [
+        [
+            one.name,
+            "" if math.isnan(one.percent) else f"{one.percent:+.2f}",
+            f"{one.change:+.4f}",
+            "" if math.isnan(one.stderr) else f"{one.stderr:.4f}",
+        ]
+        for one in rows
+    ]
+    return headers, texts
+
+
+# ------------------------------------------------------------------ the page
+
+
 def page(result: "PathPatching", top_k: int = 10) -> report.Page:
-    """Prompts, a heat map and a table per kind of sender, provenance."""
+    """Prompts, a table of the strongest senders, pictures of all, provenance."""
     page = report.Page(
         f"Path patching to {', '.join(map(str, result.receivers))}: {result.provenance.model}",
         _explained(result),
     )
     pair = result.pair
     page.heading("Prompts")
-    page.text(pair.source)
-    for example in range(min(len(pair), _MOST_EXAMPLES)):
+    n = min(len(pair), _MOST_EXAMPLES)
+    some = f"The first {n} of {len(pair)} examples, clean" if len(pair) > n else "Clean"
+    page.text(f"{pair.source}; {_bos_note(result)}. {some}, then corrupted:")
+    for example in range(n):
         for tokens in (pair.str_tokens[example], pair.corrupted_str_tokens[example]):
             page.tokens([cli.visible(token) for token in tokens], pair.prepend_bos is True)
-    if len(pair) > _MOST_EXAMPLES:
-        page.text(f"The first {_MOST_EXAMPLES} of {len(pair)} examples, clean then corrupted.")
-    else:
-        page.text("Clean, then corrupted.")
-    for kind, effects in _shown(result).items():
+    page.heading("Strongest senders")
+    rows = _strongest(result, top_k)
+    headers, texts = _cells(result, rows)
+    most = max((abs(one.change) for one in rows), default=1.0)
+    page.table(
+        headers,
+        [
+            [text[0], report.Shaded(text[1], abs(one.change) / most), *text[2:]]
+            for text, one in zip(texts, rows, strict=True)
+        ],
+    )
+    for kind, effects in shown(result).items():
+        if effects.mean.numel() == 1:
+            continue  # one number is in the table
         page.heading(_NAMES[kind])
         page.figure(
             effects.plot("change"),
-            f"{_effects_views.title(effects, 'change').capitalize()} when one of them sends what "
-            "it sends in the other run. Those that come after all receivers cannot reach them: 0.",
+            "What becomes of the metric when one of them sends what it sends in the other run. "
+            "Those that come after all receivers cannot reach them: exactly 0.",
         )
-        if effects.mean.numel() > 1:
-            _effects_views.add_strongest(page, effects, top_k)
-    page.provenance(result.provenance, tokens=_bos_note(result))
+    page.provenance(result.provenance)
     return page
 
 
@@ -75,10 +135,28 @@ def _bos_note(result: "PathPatching") -> str:
     return f"<|endoftext|> {'' if result.pair.prepend_bos else 'not '}prepended"
 
 
+# ------------------------------------------------------------------ the terminal
+
+
 def show(result: "PathPatching", console: "Console", top_k: int) -> None:
-    """Print a grid or a table per kind of sender."""
-    console.print(f"{result.pair.source} ({_bos_note(result)})", soft_wrap=True)
+    """Print the strongest senders, and of heads a grid."""
+    console.print(f"{result.pair.source}; {_bos_note(result)}", soft_wrap=True)
     console.print(_explained(result))
-    for effects in _shown(result).values():
+    console.print()
+    rows = _strongest(result, top_k)
+    if not rows:
+        console.print("no sender has any effect")
+        return
+    headers, texts = _cells(result, rows)
+    most = max(abs(one.change) for one in rows)
+    columns = []
+    for i, header in enumerate(headers):
+        shades = [abs(one.change) / most if i == 1 else None for one in rows]
+        cells = [cli.Cell(text[i], shade) for text, shade in zip(texts, shades, strict=True)]
+        columns.append(cli.Column(header, cells) if i == 0 else _effects_views.right(header, cells))
+    console.print(f"strongest {len(rows)} senders")
+    cli.print_table(console, columns[:1], columns[1:], "columns")
+    heads = shown(result).get("head")
+    if heads is not None and heads.axes == ("layer", "head"):
         console.print()
-        _effects_views.show(effects, console, top_k)
+        _effects_views.show(heads, console, top_k)

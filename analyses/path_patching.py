@@ -175,7 +175,7 @@ def path_patching(
         )
     call = (
         f"path_patching(model, ..., receivers={[str(r) for r in chosen_receivers]!r}, "
-        f"senders={list(kinds)!r}, pos={where.shown}, by_position={by_position}, "
+        f"senders={list(kinds)!r}, pos={where.shown!r}, by_position={by_position}, "
         f"freeze_mlps={freeze_mlps}, direction={direction!r}, metric={name!r})"
     )
     return PathPatching(
@@ -275,18 +275,18 @@ class _Where:
             columns = torch.arange(pair.clean.shape[1]).expand(len(pair), -1)
             numbers = tuple(range(columns.shape[1]))
             present = pair.attention_mask.cpu()
-            return cls(columns, present, True, apart, labels, numbers, "None")
+            return cls(columns, present, True, apart, labels, numbers, "all")
         if isinstance(pos, Tensor):
             given = pos.cpu().reshape(len(pos), -1)
             names: list[str | None] = [None] * given.shape[1]
-            shown = f"<tensor {'x'.join(map(str, pos.shape))}>"
+            shown = "one row per example"
         else:
             asked = [pos] if isinstance(pos, str | int) else list(pos)
             if not asked:
                 raise ValueError("pos is empty; None means all positions")
             rows = [_position(pair, one) for one in asked]
             names = [one if isinstance(one, str) else None for one in asked]
-            given, shown = torch.stack(rows, dim=1), repr(pos)
+            given, shown = torch.stack(rows, dim=1), ", ".join(map(str, asked))
         found = columns_of(given, real_columns(pair.attention_mask), "pos")
         columns = torch.stack([torch.from_numpy(row) for row in found])
         shared = [len(set(column.tolist())) == 1 for column in columns.T]
@@ -428,7 +428,7 @@ class PathPatching:
         receivers: patched together.
         views: kind of sender -> its effects, in the metric's units. Axes: `layer head` ("head"),
             `layer` ("mlp"), `component` ("embed"); then `pos` where positions were apart.
-        positions: which positions were asked for, as text; "None" for all.
+        positions: which positions were asked for, as text.
         freeze_mlps: whether MLPs between sender and receivers were kept as in the base run.
         direction: "noising" (the clean run was the base) or "denoising".
         provenance: model, dtype, versions, the call.
@@ -472,7 +472,7 @@ class PathPatching:
                 effects,
                 values=effects.values / unit,
                 base=effects.base / unit,
-                metric=f"{self.metric} in % of the base run",
+                metric=f"{self.metric}, %",
             )
             for kind, effects in self.views.items()
         }
@@ -543,7 +543,7 @@ class PathPatching:
         mlps = "MLPs frozen" if self.freeze_mlps else "MLPs recomputed"
         lines = [
             f"PathPatching({self.provenance.model} -> {', '.join(map(str, self.receivers))}; "
-            f"positions {'all' if self.positions == 'None' else self.positions}, {mlps}, "
+            f"positions {self.positions}, {mlps}, "
             f"{n} example{'s'[: n != 1]}; {self.metric} {self.base.mean():.4g} in the base run)"
         ]
         for effects in self.views.values():
