@@ -43,7 +43,7 @@ from interp.points import axis_sizes
 
 MEMORY_LIMIT = 2**30
 # More cells at a time are no faster: by then the matrix products have all the rows they need.
-_MOST_CELLS = 4096
+_MOST_CELLS = 2048
 
 
 class SweepInterrupted(KeyboardInterrupt):

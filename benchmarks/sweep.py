@@ -28,10 +28,15 @@ def edits(model: HookedGPT2, source: ActivationCache, n_pos: int) -> dict[str, l
     """The three sweeps: 180, 144 and 2,160 edits of GPT-2 small at 15 tokens."""
     layers, heads, positions = range(model.cfg.n_layers), range(model.cfg.n_heads), range(n_pos)
     return {
-        "resid_pre": [Patch(("resid_pre", l), p, source=source) for l in layers for p in positions],
-        "heads": [Patch(("z", l), head=h, source=source) for l in layers for h in heads],
+        "resid_pre": [
+            Patch(("resid_pre", layer), pos, source=source) for layer in layers for pos in positions
+        ],
+        "heads": [Patch(("z", layer), None, head, source) for layer in layers for head in heads],
         "heads by position": [
-            Patch(("z", l), p, h, source) for l in layers for p in positions for h in heads
+            Patch(("z", layer), pos, head, source)
+            for layer in layers
+            for pos in positions
+            for head in heads
         ],
     }
 

@@ -8,7 +8,7 @@ only decides on which cells it is done.
 
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,11 +33,15 @@ class Base:
     Attributes:
         cache: its activations at `needed(...)`.
         allowed: which keys a query may look at, `prompt query key`.
+        padded: whether some of these prompts are padded.
+        first: the first of these prompts.
     """
 
     cache: ActivationCache
     allowed: Bool[Tensor, "prompt query key"]
+    padded: bool
     first: int
+    _flat: dict[str, Tensor] = field(default_factory=dict)
 
     @classmethod
     def run(
@@ -60,12 +64,29 @@ class Base:
             )
         visible = Visibility.of(mask, mask.shape[1], padded=True)
         assert visible.allowed is not None
-        return cls(cache, visible.allowed[:, 0], first)
+        return cls(cache, visible.allowed[:, 0], not bool(mask.all()), first)
 
     def at(self, name: str, example: np.ndarray, column: np.ndarray) -> Tensor:
-        """What the base run has at a point in these cells, `cell ...`."""
-        tensor = self.cache.tensors[name]
-        return tensor[index(example - self.first, tensor), index(column, tensor)]
+        """What the base run has at a point in these cells: the shape of `example`, then the
+        point's axes after batch and pos."""
+        if name not in self._flat:
+            # Rows next to each other, so that picking them is copying them.
+            self._flat[name] = self.cache.tensors[name].flatten(0, 1)
+        flat = self._flat[name]
+        cells = (example - self.first) * self.allowed.shape[1] + column
+        return flat.index_select(0, index(cells.ravel(), flat)).view(*cells.shape, *flat.shape[1:])
+
+    def visible(self, example: np.ndarray, queries: np.ndarray, n_keys: int) -> Tensor:
+        """Which of the first `n_keys` keys queries may look at: `#row query key`.
+
+        Args:
+            example: of each row.
+            queries: `row query`, their columns.
+        """
+        if not self.padded and bool((queries == queries[0]).all()):
+            example, queries = example[:1], queries[:1]
+        prompt = index(example - self.first, self.allowed)
+        return self.allowed[prompt[:, None], index(queries, self.allowed), :n_keys]
 
 
 def index(numbers: np.ndarray, like: Tensor) -> Tensor:
@@ -187,10 +208,10 @@ class Walk:
             return values
         there, here = old.places(new)
         if len(here) == len(new):
-            return values[index(there, values)]
+            return values.index_select(0, index(there, values))
         grown = self._base.at(name, self._example[new.row], new.column)
-        grown[index(here, grown)] = values[index(there, values)]
-        return grown
+        new_values = values.index_select(0, index(there, values))
+        return grown.index_copy_(0, index(here, grown), new_values)
 
     def _joined(
         self, values: Tensor, old: Layout, new: Layout, layer: int, point: str
@@ -297,20 +318,16 @@ class Walk:
                 self._keys(layer, name, values, enter, rows, n_keys)
                 for name, values in (("attn.hook_k", qkv[1]), ("attn.hook_v", qkv[2]))
             )
-            at = index(places, q)
-            allowed = self._base.allowed[
-                index(self._example[rows] - self._base.first, q)[:, None],
-                index(queries, q),
-                :n_keys,
-            ][:, None]
-            z[at] = self._model.attend(
+            at = index(places.ravel(), q)
+            gathered = self._model.attend(
                 layer,
-                q[at].transpose(1, 2),
+                q.index_select(0, at).view(*places.shape, *q.shape[1:]).transpose(1, 2),
                 k.transpose(1, 2),
                 v.transpose(1, 2),
-                allowed,
+                self._base.visible(self._example[rows], queries, n_keys)[:, None],
                 AttentionTap(patterns if explicit else {}, rows, queries),
             )
+            z.index_copy_(0, at, gathered.flatten(0, 1))
         return z
 
     def _rectangles(
@@ -330,9 +347,11 @@ class Walk:
         self, layer: int, name: str, values: Tensor, enter: Layout, rows: np.ndarray, n_keys: int
     ) -> Float[Tensor, "row key head d_head"]:
         """Keys (or values) of all positions of some rows: the base run's, and the new ones."""
-        base = self._base.cache.tensors[f"blocks.{layer}.{name}"]
-        every = base[index(self._example[rows] - self._base.first, base), :n_keys]
+        columns = np.arange(n_keys)[None].repeat(len(rows), axis=0)
+        example = self._example[rows][:, None].repeat(n_keys, axis=1)
+        every = self._base.at(f"blocks.{layer}.{name}", example, columns)
         chosen = (np.isin(enter.row, rows) & (enter.column < n_keys)).nonzero()[0]
-        at = index(np.searchsorted(rows, enter.row[chosen]), every)
-        every[at, index(enter.column[chosen], every)] = values[index(chosen, values)]
+        at = np.searchsorted(rows, enter.row[chosen]) * n_keys + enter.column[chosen]
+        new = values.index_select(0, index(chosen, values))
+        every.flatten(0, 1).index_copy_(0, index(at, every), new)
         return every
