@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from analyses.report import Provenance
 from hooks import Edit
+from hooks.edit_files import Packed, reading, unpack, write
 from hooks.names import nearest
 
 if TYPE_CHECKING:
     import pandas as pd
 
 _RESAMPLES = 2000
+_HEADER = "hooked_gpt2_sweep"
 
 
 def mean_and_stderr(
@@ -139,6 +142,51 @@ class SweepResult:
         """
         ends = [torch.as_tensor(end, dtype=torch.float64) for end in (zero, one)]
         return normalise(self.mean(metric), *ends)
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write the numbers and the edits that gave them to a safetensors file.
+
+        What the edits take their values from is stored too, as by `hooks.save_edits`.
+
+        Raises:
+            as `hooks.save_edits`.
+        """
+        packed = Packed()
+        about = {
+            "edits": packed.add(self.edits),
+            "given": packed.add(self.given),
+            "caches": packed.caches(),
+            "metrics": list(self.values),
+            "str_tokens": self.str_tokens,
+            "prepend_bos": self.prepend_bos,
+            "provenance": self.provenance.to_dict(),
+        }
+        numbers = {}
+        for i, name in enumerate(self.values):
+            numbers |= {f"values.{i}": self.values[name], f"base.{i}": self.base[name]}
+        held = {name: value.contiguous().clone() for name, value in numbers.items()}
+        write(path, _HEADER, packed.tensors | held, about)
+
+    @classmethod
+    def load(cls, path: str | PathLike[str], device: str | torch.device = "cpu") -> "SweepResult":
+        """Read a result that `save` wrote; what edits take their values from goes onto `device`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it is no file that `save` wrote.
+        """
+        with reading(path, _HEADER, "sweep", device) as (about, tensors):
+            names, n_edits = about["metrics"], len(about["edits"])
+            both = unpack([*about["edits"], *about["given"]], about["caches"], tensors)
+            return cls(
+                edits=tuple(both[:n_edits]),
+                given=tuple(both[n_edits:]),
+                values={name: tensors[f"values.{i}"].cpu() for i, name in enumerate(names)},
+                base={name: tensors[f"base.{i}"].cpu() for i, name in enumerate(names)},
+                str_tokens=tuple(map(tuple, about["str_tokens"])),
+                prepend_bos=about["prepend_bos"],
+                provenance=Provenance(**about["provenance"]),
+            )
 
     def to_frame(self) -> "pd.DataFrame":
         """One row per number: `edit` (its place), `edits` (as text), `example`, `metric`, `value`,

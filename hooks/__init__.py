@@ -5,6 +5,7 @@ Knows nothing of GPT-2, tokenizers or files of weights. The vocabulary of axes i
 """
 
 from hooks.cache import ActivationCache
+from hooks.edit_files import load_edits, save_edits
 from hooks.edits import Ablate, Add, Edit, Patch, Scale
 from hooks.names import UnknownHookName, resolve, select
 from hooks.point import HookError, HookFunction, HookPoint
@@ -23,6 +24,8 @@ __all__ = [
     "Scale",
     "Tap",
     "UnknownHookName",
+    "load_edits",
     "resolve",
+    "save_edits",
     "select",
 ]
