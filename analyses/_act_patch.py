@@ -11,7 +11,7 @@ that it reads are computed; of several prompts the mean is taken.
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import pandas as pd
 import torch
@@ -297,6 +297,7 @@ def _number(answer: Float[Tensor, " value"], metric: AnyMetric) -> float:
 # ------------------------------------------------------------------ one function per kind of patch
 
 
+@runtime_checkable
 class ActPatch(Protocol):
     """What every `get_act_patch_...` function takes and gives."""
 
