@@ -74,10 +74,10 @@ _POINTS = {
 def ablation(
     model: HookedGPT2,
     tokens: AnyPrompts | PromptPair,
-    metric: AnyMetric | None = None,
+    metric: AnyMetric | Mapping[str, AnyMetric] | None = None,
     *,
-    kind: Literal["zero", "mean", "resample"] = "zero",
-    units: Literal["heads", "layers", "neurons"] = "heads",
+    kind: str = "zero",
+    units: str = "heads",
     layers: int | Sequence[int] | None = None,
     pos: int | Sequence[int] | Int[Tensor, ...] | None = None,
     reference: AnyPrompts | PromptPair | ActivationCache | None = None,
@@ -94,8 +94,9 @@ def ablation(
         model: what is looked into; stays as it is.
         tokens: text, several texts, what `model.tokenize` gives, token ids, or a `PromptPair`,
             whose clean prompts are taken.
-        metric: one of `analyses.metrics`, or a function of the logits. Of a `PromptPair` by default
-            the logit difference between its answers and its wrong tokens.
+        metric: one of `analyses.metrics`, or a function of the logits; `{name: metric}` gives it
+            another name. Of a `PromptPair` by default the logit difference between its answers and
+            its wrong tokens.
         kind: what stands in place of the unit: "zero", "mean" or "resample".
         units: "heads", "layers" (each layer's attention and its MLP) or "neurons" (as many
             interventions as there are: name some `layers`).
@@ -429,8 +430,8 @@ def main(
         found = ablation(
             loaded,
             pair,
-            kind=kind,  # pyright: ignore[reportArgumentType]
-            units=units,  # pyright: ignore[reportArgumentType]
+            kind=kind,
+            units=units,
             layers=chosen,
             reference=source,
             per_position=per_position,
