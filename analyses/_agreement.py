@@ -1,6 +1,7 @@
 """How well estimates of effects agree with exact ones."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -40,6 +41,28 @@ class Agreement:
     spearman: float
     slope: float
 
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        metric: str,
+        estimate: Float[Tensor, " place"],
+        exact: Float[Tensor, " place"],
+        places: Sequence[str],
+    ) -> "Agreement":
+        """The agreement of two lists of changes."""
+        squares = float(estimate @ estimate)
+        return cls(
+            name=name,
+            metric=metric,
+            estimate=estimate,
+            exact=exact,
+            places=tuple(places),
+            pearson=_pearson(estimate, exact),
+            spearman=_pearson(_ranks(estimate), _ranks(exact)),
+            slope=float(estimate @ exact) / squares if squares else math.nan,
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """The numbers about all places as plain data, ready for JSON; not finite ones are None."""
         numbers = {"pearson": self.pearson, "spearman": self.spearman, "slope": self.slope}
@@ -52,35 +75,7 @@ class Agreement:
 
     def plot(self) -> "go.Figure":
         """A point per place, the estimate across, the exact change up; the line is equality."""
-        import plotly.graph_objects as go
-
-        both = torch.cat([self.estimate, self.exact])
-        low, high = (float(end) for end in both.aminmax())
-        room = 0.05 * (high - low) or 1.0
-        ends = [low - room, high + room]
-        figure = go.Figure()
-        figure.add_scatter(
-            x=ends, y=ends, mode="lines", line={"width": 1, "dash": "dot"}, hoverinfo="skip"
-        )
-        figure.add_scatter(
-            x=self.estimate.tolist(),
-            y=self.exact.tolist(),
-            text=[report.plotly_text(place) for place in self.places],
-            mode="markers",
-            marker={"size": 7, "opacity": 0.7},
-            hovertemplate="<b>%{text}</b><br>estimate %{x:.4g}<br>exact %{y:.4g}<extra></extra>",
-        )
-        name = report.plotly_text(self.metric)
-        figure.update_layout(
-            template=report.template(),
-            height=420,
-            width=520,
-            showlegend=False,
-            margin={"l": 10, "r": 10, "t": 40, "b": 10},
-            xaxis={"title": f"estimated change of {name}", "range": ends},
-            yaxis={"title": f"exact change of {name}", "range": ends},
-        )
-        return figure
+        return figure([self])
 
     def __repr__(self) -> str:
         return (
@@ -121,16 +116,12 @@ def agreement(approximate: Effects, exact: Effects) -> Agreement:
     there = ~(estimate.isnan() | truth.isnan())
     estimate, truth = estimate[there], truth[there]
     places = torch.stack(torch.unravel_index(there.nonzero()[:, 0], exact.values.shape[:-1]), -1)
-    squares = float(estimate @ estimate)
-    return Agreement(
-        name=approximate.name,
-        metric=approximate.metric,
-        estimate=estimate,
-        exact=truth,
-        places=tuple(approximate.where(place) for place in places.tolist()),
-        pearson=_pearson(estimate, truth),
-        spearman=_pearson(_ranks(estimate), _ranks(truth)),
-        slope=float(estimate @ truth) / squares if squares else math.nan,
+    return Agreement.of(
+        approximate.name,
+        approximate.metric,
+        estimate,
+        truth,
+        [approximate.where(place) for place in places.tolist()],
     )
 
 
@@ -151,3 +142,48 @@ def _ranks(values: Tensor) -> Tensor:
     _, which, counts = values.unique(return_inverse=True, return_counts=True)
     last = counts.cumsum(0).double()
     return (last - (counts - 1) / 2)[which]
+
+
+def figure(agreements: Sequence[Agreement]) -> "go.Figure":
+    """Every agreement as a panel of points, a few side by side."""
+    from plotly.subplots import make_subplots
+
+    across = min(len(agreements), 4)
+    down = math.ceil(len(agreements) / across)
+    chosen = make_subplots(
+        rows=down,
+        cols=across,
+        subplot_titles=[report.plotly_text(one.name) for one in agreements],
+        x_title="estimated change",
+        y_title="exact change",
+    )
+    for index, one in enumerate(agreements):
+        row, col = index // across + 1, index % across + 1
+        low, high = (float(end) for end in torch.cat([one.estimate, one.exact]).aminmax())
+        room = 0.07 * (high - low) or 1.0
+        ends = [low - room, high + room]
+        line = {"width": 1, "dash": "dot", "color": "#808790"}
+        chosen.add_scatter(
+            x=ends, y=ends, mode="lines", line=line, hoverinfo="skip", row=row, col=col
+        )
+        chosen.add_scatter(
+            x=one.estimate.tolist(),
+            y=one.exact.tolist(),
+            text=[report.plotly_text(text) for text in one.places],
+            mode="markers",
+            marker={"size": 7, "opacity": 0.7, "color": "#2f78bb"},
+            hovertemplate="<b>%{text}</b><br>estimate %{x:.4g}<br>exact %{y:.4g}<extra></extra>",
+            row=row,
+            col=col,
+        )
+        chosen.update_xaxes(range=ends, row=row, col=col)
+        chosen.update_yaxes(range=ends, row=row, col=col)
+    chosen.update_layout(
+        template=report.template(),
+        width=120 + 300 * across,
+        height=110 + 290 * down,
+        showlegend=False,
+        margin={"l": 70, "r": 10, "t": 50, "b": 60},
+    )
+    chosen.update_annotations(font={"size": 14})
+    return chosen

@@ -45,6 +45,8 @@ def page(result: "AttributionPatching", top_k: int = 10) -> report.Page:
 
 
 def _add_agreements(page: report.Page, result: "AttributionPatching") -> None:
+    from analyses._agreement import figure  # needs torch, which --help must not wait for
+
     page.heading("Agreement with exact patching")
     page.text(
         "The change of the metric at every place, estimated and by actually patching it. "
@@ -52,8 +54,10 @@ def _add_agreements(page: report.Page, result: "AttributionPatching") -> None:
     )
     headers, rows = agreement_rows(result)
     page.table(headers, rows)
-    for name, found in result.agreements.items():
-        page.figure(found.plot(), f"{name}: every place; the dotted line is equality.")
+    page.figure(
+        figure(list(result.agreements.values())),
+        "Every place of every view; on the dotted line estimate and exact change are equal.",
+    )
 
 
 def agreement_rows(result: "AttributionPatching") -> tuple[list[str], list[list[str]]]:

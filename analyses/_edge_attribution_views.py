@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
     from rich.console import Console
 
+    from analyses._agreement import Agreement
     from analyses.edge_attribution import EdgeAttribution
 
 _WHAT = {
@@ -30,7 +31,7 @@ def heat_map(result: "EdgeAttribution") -> "go.Figure":
     scores = result.total.masked_fill(~result.exists, math.nan)
     limit = float(result.total.abs().max()) or 1.0
     rows, columns = ([str(part) for part in parts] for parts in (result.senders, result.receivers))
-    cell = max(3, min(16, _LARGEST // len(columns)))
+    cell = max(4, min(14, _LARGEST // len(columns)))
     figure = go.Figure(
         go.Heatmap(
             z=scores.tolist(),
@@ -87,6 +88,18 @@ def page(result: "EdgeAttribution", top_k: int = 30) -> report.Page:
             for row, shade in zip(rows, shades, strict=True)
         ],
     )
+    page.text(
+        "share: the score as a part of the metric's whole difference between the two runs."
+        + (" exact: the change when the edge is actually patched." if result.agreement else "")
+    )
+    if result.agreement is not None:
+        page.heading("Agreement with exact patching")
+        page.text(agreed(result.agreement))
+        page.figure(
+            result.agreement.plot(),
+            "On the dotted line estimate and exact change are equal. Edges that the estimate "
+            "misses are not among these.",
+        )
     page.heading("All edges")
     page.figure(
         result.plot(),
@@ -109,6 +122,15 @@ def ends(result: "EdgeAttribution") -> str:
     )
 
 
+def agreed(agreement: "Agreement") -> str:
+    """An agreement in words."""
+    return (
+        f"{agreement.name.capitalize()}, patched one by one: Pearson correlation "
+        f"{agreement.pearson:.3f}, Spearman {agreement.spearman:.3f}; exact = "
+        f"{agreement.slope:.2f} x estimate."
+    )
+
+
 _SCORE = 2  # the column of a row that is shaded
 
 
@@ -117,13 +139,16 @@ def strongest(result: "EdgeAttribution", k: int) -> tuple[list[str], list[list[s
     frame: Any = result.top(k)
     several = result.scores.shape[-1] > 1
     headers = ["sender", "receiver", "score", "share"]
-    headers += ["± s.e."] * several + ["pos"] * (result.positions is not None)
+    exact = "exact" in frame
+    headers += ["± s.e."] * several + ["exact"] * exact + ["pos"] * (result.positions is not None)
     rows = []
     for _, row in frame.iterrows():
         cells = [row["sender"], row["receiver"], f"{row['score']:+.4f}"]
         cells.append("" if math.isnan(row["share"]) else f"{row['share']:+.1%}")
         if several:
             cells.append(f"{row['stderr']:.4f}")
+        if exact:
+            cells.append("" if math.isnan(row["exact"]) else f"{row['exact']:+.4f}")
         if result.positions is not None:
             cells.append(row["pos_label"])
         rows.append(cells)
@@ -155,3 +180,6 @@ def show(result: "EdgeAttribution", console: "Console", top_k: int) -> None:
             cli.Column(header, cells) if is_name else _effects_views.right(header, cells)
         )
     cli.print_table(console, columns[:_SCORE], columns[_SCORE:], "columns")
+    if result.agreement is not None:
+        console.print()
+        console.print(agreed(result.agreement), soft_wrap=True)

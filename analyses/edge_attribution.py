@@ -54,12 +54,14 @@ if TYPE_CHECKING or __name__ != "__main__":
     from jaxtyping import Bool, Float, Int
     from torch import Tensor
 
-    from analyses._gradients import Contrast, Contrasts, columns_of_places, take, upcast
+    from analyses._agreement import Agreement
+    from analyses._gradients import RUNS, Contrast, Contrasts, columns_of_places, take, upcast
     from analyses.activation_patching import Direction, _pair, _positions
-    from analyses.metrics import AnyMetric
+    from analyses.metrics import AnyMetric, named_metrics
     from analyses.pairs import PromptPair
     from analyses.prompts import AnyPrompts
-    from hooks import ActivationCache
+    from analyses.sweep import sweep
+    from hooks import ActivationCache, Add
     from hooks.names import nearest
     from interp import HookedGPT2
 
@@ -71,8 +73,8 @@ if TYPE_CHECKING:
 # are computed past: a function there would have no part in the scores.
 _PAST = (
     "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "attn.hook_result",
-    "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "ln1.hook_scale",
-    "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
+    "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in",
+    "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
 )  # fmt: skip
 
 
@@ -221,8 +223,9 @@ def _check_hooks(model: HookedGPT2) -> None:
 def _points(n_layers: int) -> list[str]:
     """What is kept of a run: what senders wrote, what receivers read, the gradients there."""
     inside = ("hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z",
-              "hook_resid_mid", "hook_mlp_out", "hook_resid_post")  # fmt: skip
-    return [f"blocks.{layer}.{name}" for layer in range(n_layers) for name in inside]
+              "hook_mlp_in", "hook_mlp_out")  # fmt: skip
+    each = [f"blocks.{layer}.{name}" for layer in range(n_layers) for name in inside]
+    return [*each, f"blocks.{n_layers - 1}.hook_resid_post"]
 
 
 def _n_before(receiver: Part, n_layers: int, n_heads: int) -> int:
@@ -241,7 +244,7 @@ def _scores(
     """
     cfg = model.cfg
     with torch.no_grad():
-        sent = _sent(model, contrast)  # example sender pos d_model
+        sent = _sent(model, contrast.source, contrast.base)  # example sender pos d_model
         if where is not None:
             sent = take(sent, 2, where)
         receiving = receivers(cfg.n_layers, cfg.n_heads)
@@ -270,12 +273,14 @@ def _products(sent: Tensor, read: Tensor, apart: bool) -> Tensor:
     return sent.flatten(2) @ read.flatten(2).transpose(1, 2)
 
 
-def _sent(model: HookedGPT2, contrast: Contrast) -> Float[Tensor, "example sender pos d_model"]:
+def _sent(
+    model: HookedGPT2, source: ActivationCache, base: ActivationCache
+) -> Float[Tensor, "example sender pos d_model"]:
     """By how much what each sender wrote differs between the runs."""
     cfg = model.cfg
 
     def difference(name: str | tuple[str, int]) -> Tensor:
-        return upcast(contrast.source[name]) - upcast(contrast.base[name])
+        return upcast(source[name]) - upcast(base[name])
 
     embedded = difference("hook_embed") + difference("hook_pos_embed")
     n, n_pos, d_model = embedded.shape
@@ -315,9 +320,7 @@ def _read(
         yield over_steps(
             _through_norm(at_norm, residual, model.blocks[layer].ln1.w.detach(), model.cfg.eps)
         )
-        # What goes past the MLP is the residual itself, and reads with the same weight after it.
-        own = gradient("hook_resid_mid", layer) - gradient("hook_resid_post", layer)
-        yield over_steps(own)[:, None]
+        yield over_steps(gradient("hook_mlp_in", layer))[:, None]
     yield over_steps(gradient("hook_resid_post", model.cfg.n_layers - 1))[:, None]
 
 
@@ -359,6 +362,9 @@ class EdgeAttribution:
         steps: points of integrated gradients, or None.
         pair: the prompts.
         provenance: model, dtype, versions, the call.
+        patched: the edges that were also patched one by one, as pairs of indices, strongest first;
+            see `with_exact`.
+        agreement: how well their scores agree with that; None where none were.
     """
 
     senders: tuple[Part, ...]
@@ -373,6 +379,8 @@ class EdgeAttribution:
     steps: int | None
     pair: PromptPair
     provenance: report.Provenance
+    patched: tuple[tuple[int, int], ...] = ()
+    agreement: Agreement | None = None
 
     @property
     def mean(self) -> Float[Tensor, "sender receiver *pos"]:
@@ -415,13 +423,55 @@ class EdgeAttribution:
             raise KeyError(f"there is no edge from {edge[0]} to {edge[1]}: it comes before")
         return self.mean[place[0], place[1]]
 
+    def strongest(self, k: int) -> list[tuple[int, int]]:
+        """The k edges with the largest scores of either sign, summed over positions, as indices of
+        sender and receiver.
+
+        Raises:
+            ValueError: k is below 1.
+        """
+        if k < 1:
+            raise ValueError(f"k={k} is out of range: expected at least 1")
+        edges = self.exists.nonzero()
+        sizes = self.total[self.exists].abs()
+        order = sizes.argsort(descending=True, stable=True)[:k]
+        return [(sender, receiver) for sender, receiver in edges[order].tolist()]
+
+    def with_exact(
+        self,
+        model: HookedGPT2,
+        k: int = 50,
+        metric: AnyMetric | None = None,
+        *,
+        batch_size: int | Literal["auto"] = "auto",
+        memory_limit: int = 2**30,
+        progress: bool = True,
+    ) -> EdgeAttribution:
+        """This result, with the k strongest edges patched one by one and compared.
+
+        Patching an edge adds to what the receiver reads the difference of what the sender wrote in
+        the two runs, at all positions, and lets all after the receiver follow.
+
+        Args:
+            model: the one that the scores are of.
+            k: how many edges. They are chosen by their scores, so that edges which the estimate
+                misses are not among them.
+            metric: the one that the scores are of; None for the pair's own.
+            batch_size, memory_limit, progress: as in `analyses.sweep.sweep`.
+
+        Raises:
+            ValueError: k is below 1, or the metric gives other numbers at the base run.
+        """
+        return _with_exact(self, model, k, metric, batch_size, memory_limit, progress)
+
     def to_frame(self) -> pd.DataFrame:
         """One row per edge (and position).
 
         Columns: `sender`, `sender_kind`, `sender_layer`, `sender_head`, the same of `receiver`,
         `pos` and `pos_label` where positions are apart, `metric`, `direction`, `steps`, `score`,
         `stderr` (over examples), and `share`, the score as a part of the whole difference of the
-        metric between the runs (source - base).
+        metric between the runs (source - base). Where edges were patched too and positions are not
+        apart, `exact` has what that changed (empty for the other edges).
         """
         import pandas as pd
 
@@ -449,6 +499,10 @@ class EdgeAttribution:
         frame["stderr"] = self.stderr[sender, receiver].reshape(-1).tolist()
         difference = float((self.source - self.base).mean())
         frame["share"] = frame["score"] / difference if difference else math.nan
+        if self.agreement is not None and self.positions is None:
+            exact = torch.full(self.exists.shape, math.nan, dtype=torch.float64)
+            exact[tuple(torch.tensor(self.patched).T)] = self.agreement.exact
+            frame["exact"] = exact[sender, receiver].tolist()
         return frame
 
     def top(self, k: int = 20) -> pd.DataFrame:
@@ -482,6 +536,7 @@ class EdgeAttribution:
             "scores": _plain(scores),
             "base": self.base.tolist(),
             "source": self.source.tolist(),
+            "agreement": None if self.agreement is None else self.agreement.to_dict(),
             "provenance": self.provenance.to_dict(),
         }
 
@@ -514,7 +569,67 @@ class EdgeAttribution:
         for _, row in self.top(3).iterrows():
             at = "" if self.positions is None else f" at {row['pos_label']}"
             lines.append(f"  {row['sender']} -> {row['receiver']}{at}: {row['score']:+.4g}")
+        lines += [] if self.agreement is None else [f"  {self.agreement!r}"]
         return "\n".join(lines)
+
+
+def _with_exact(
+    result: EdgeAttribution,
+    model: HookedGPT2,
+    k: int,
+    metric: AnyMetric | None,
+    batch_size: int | Literal["auto"],
+    memory_limit: int,
+    progress: bool,
+) -> EdgeAttribution:
+    """See `EdgeAttribution.with_exact`."""
+    pair, edges = result.pair, result.strongest(k)
+    ((name, measure),) = named_metrics(pair.metric if metric is None else metric).items()
+    base, source = (getattr(pair, which).to(model.device) for which in RUNS[result.direction])
+    mask = pair.attention_mask.to(model.device)
+    names = ["hook_embed", "hook_pos_embed", *(
+        f"blocks.{layer}.{point}" for layer in range(model.cfg.n_layers)
+        for point in ("attn.hook_z", "hook_mlp_out")
+    )]  # fmt: skip
+    with torch.no_grad():
+        of_source, of_base = (
+            model.run_with_cache(tokens, None, names_filter=names, attention_mask=mask)[1]
+            for tokens in (source, base)
+        )
+        sent = _sent(model, of_source, of_base).to(model.dtype)
+    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+    edits = []
+    for sender, receiver in edges:
+        to = result.receivers[receiver]
+        point = f"blocks.{to.layer}.hook_{to.kind}_{'in' if to.kind == 'mlp' else 'input'}"
+        point = last if to.kind == "logits" else point
+        edits.append(Add(point, head=to.head, value=sent[:, sender]))
+    swept = sweep(
+        model,
+        base,
+        edits,
+        {name: measure},
+        attention_mask=mask,
+        batch_size=batch_size,
+        memory_limit=memory_limit,
+        progress=progress,
+    )
+    at_base = swept.base[name]
+    if not torch.allclose(at_base, result.base, rtol=1e-3, atol=1e-3):
+        raise ValueError(
+            f"metric {name} is {float(at_base.mean()):.4g} at the base run, but the scores are of "
+            f"{result.metric}, which was {float(result.base.mean()):.4g}: give with_exact the same "
+            "model and metric"
+        )
+    chosen = torch.tensor(edges)
+    found = Agreement.of(
+        f"the {len(edges)} strongest edges",
+        result.metric,
+        result.total[chosen[:, 0], chosen[:, 1]].double(),
+        (swept.values[name] - at_base).mean(-1),
+        [f"{result.senders[s]} → {result.receivers[r]}" for s, r in edges],
+    )
+    return replace(result, patched=tuple(edges), agreement=found)
 
 
 def _plain(value: Any) -> Any:
@@ -556,6 +671,14 @@ def main(
             show_default=False,
         ),
     ] = None,
+    exact: Annotated[
+        int | None,
+        typer.Option(
+            help="Also patch the N strongest edges, one by one, and say how well they agree.",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
     top_k: Annotated[int, typer.Option(help="How many edges to list.", metavar="N")] = 20,
     prepend_bos: cli.PrependBos = True,
     device: cli.Device = "cpu",
@@ -571,8 +694,9 @@ def main(
     """
     request = pair_options.PairRequest.checked(files, answer, wrong, task, n, seed, corruption)
     cli.check_outputs(html=html, csv=csv, json=json_path, inputs=request.inputs)
-    if top_k < 1:
-        raise cli.CommandError(f"--top-k is {top_k}: expected at least 1")
+    for option, value in (("--top-k", top_k), ("--exact", exact)):
+        if value is not None and value < 1:
+            raise cli.CommandError(f"{option} is {value}: expected at least 1")
     console = cli.console(data_on_stdout=cli.STDIN in (csv, json_path))
     choice = cli.choose_model(model)
     console.print(str(choice), style="bold", soft_wrap=True)
@@ -585,6 +709,8 @@ def main(
     loaded = cli.load_model(choice, device=device, dtype=dtype)
     pair = request.load(loaded, prepend_bos=prepend_bos)
     result = edge_attribution(loaded, pair, direction=asked, steps=steps, positions=where)
+    if exact is not None:
+        result = result.with_exact(loaded, exact)
     views_of.show(result, console, top_k)
     if html or json_path:
         provenance = replace(
