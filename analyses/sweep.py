@@ -416,13 +416,13 @@ class Plan:
             + (f", {idle} of which cannot change what is read" if idle else ""),
             f"reads {self._reads()}",
             "",
-            f"{'layer':>8} {'rows join':>10} {'rows':>8} {'cells in':>9} {'cells out':>9}",
+            f"{'layer':>8} {'rows join':>10} {'rows':>8} {'q k v of':>10} {'mlp of':>8}  (cells)",
         ]
         for layer in range(n_layers):
             joined = int(((cost.first == layer) & cost.reaches).sum())
             entering, leaving = cost.by_layer[layer]
             rows = int((cost.first <= layer)[cost.reaches].sum())
-            lines.append(f"{layer:>8} {joined:>10} {rows:>8} {entering:>9} {leaving:>9}")
+            lines.append(f"{layer:>8} {joined:>10} {rows:>8} {entering:>10} {leaving:>8}")
         flops, naive = self._flops(cost), self._naive_flops()
         memory = max((self._walk_bytes(int(cost.width[w].sum()), len(w)) for w in walks), default=0)
         chunk = max(n for _, n in self._chunks())

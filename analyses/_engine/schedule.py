@@ -212,12 +212,3 @@ class Schedule:
     def final(self, carried: Cells) -> Cells:
         """The cells that are read in the end, of those that the last block leaves."""
         return self._added(carried, 0, FINAL) & self.reads
-
-    def explicit(self, layer: int) -> np.ndarray:
-        """`row`, whether attention scores or patterns are edited there by the row itself."""
-        return np.array(
-            [
-                any(edit.is_attention and edit.point.layer() == layer for edit in row.edits)
-                for row in self.rows
-            ]
-        )
