@@ -40,7 +40,7 @@ if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
     # without waiting seconds for torch, and then imports itself under its own name.
     import torch
-    from jaxtyping import Int
+    from jaxtyping import Bool, Int
     from torch import Tensor
 
     from analyses.effects import Effects
@@ -60,6 +60,8 @@ KINDS = ("zero", "mean", "resample")
 UNITS = ("heads", "layers", "neurons")
 # With --task, so many other examples give the means and the samples.
 _N_REFERENCE = 64
+# So many tokens of reference prompts go through the model at a time.
+_TOKENS_AT_ONCE = 4096
 # The points of each kind of unit, in a layer.
 _POINTS = {
     "heads": ("attn.hook_z",),
@@ -140,12 +142,12 @@ def ablation(
     if len(named_metrics(metric)) != 1:
         raise ValueError("ablation takes one metric; analyses.sweep.sweep takes several")
     points = [f"blocks.{layer}.{point}" for layer in chosen for point in _POINTS[units]]
-    cache, told = _reference(model, kind, reference, pair, points, prepend_bos)
+    cache, told = _reference(model, kind, reference, pair, points, prepend_bos, per_position)
+    if per_position and kind != "mean":
+        raise ValueError(f"per_position goes with kind='mean', not {kind!r}")
     how: dict[str, Any] = {"kind": kind, "reference": cache}
     if kind == "mean":
         how["per_position"] = per_position
-    elif per_position:
-        raise ValueError(f"per_position goes with kind='mean', not {kind!r}")
     if kind == "resample":
         how["seed"] = seed
     within: list[dict[str, int]] = [{}]
@@ -220,8 +222,9 @@ def _reference(
     pair: PromptPair | None,
     points: Sequence[str],
     prepend_bos: bool,
+    per_position: bool,
 ) -> tuple[ActivationCache | None, str]:
-    """A run on the reference prompts, and in words what it was."""
+    """What the ablated units get: a run on the reference prompts, or its mean; and in words."""
     if kind == "zero":
         if reference is not None:
             raise ValueError("a zero ablation takes no reference: did you mean kind='mean'?")
@@ -240,14 +243,64 @@ def _reference(
         n = len(prompts.tokens)
         told = f"{n} reference prompt{'s'[: n != 1]}"
         run = prompts.tokens, prompts.attention_mask
+    run = run[0].to(model.device), run[1].to(model.device)
+    if kind == "mean":
+        return _means(model, *run, points, per_position), told
     with torch.no_grad():
         _, cache = model.run_with_cache(
-            run[0].to(model.device),
-            return_type=None,
-            attention_mask=run[1].to(model.device),
-            names_filter=list(points),
+            run[0], return_type=None, attention_mask=run[1], names_filter=list(points)
         )
     return cache, told
+
+
+def _means(
+    model: HookedGPT2,
+    tokens: Int[Tensor, "batch pos"],
+    mask: Bool[Tensor, "batch pos"],
+    points: Sequence[str],
+    per_position: bool,
+) -> ActivationCache:
+    """A cache that is its own mean, and the mean of what a run on these prompts would give.
+
+    It holds one prompt (of one token; with `per_position`, one prompt of each length there is), so
+    that many reference prompts take no more memory than a few.
+    """
+    real = [row.nonzero()[:, 0] for row in mask]
+    lengths = sorted({len(columns) for columns in real}) if per_position else [1]
+    sums: dict[str, Tensor] = {}
+    counts = torch.zeros(len(lengths), dtype=torch.float64)
+    axes: dict[str, tuple[str, ...]] = {}
+    at_once = max(1, _TOKENS_AT_ONCE // tokens.shape[1])
+    for start in cli.progress(range(0, len(tokens), at_once), "reference"):
+        rows = slice(start, start + at_once)
+        with torch.no_grad():
+            _, cache = model.run_with_cache(
+                tokens[rows],
+                return_type=None,
+                attention_mask=mask[rows],
+                names_filter=list(points),
+            )
+        axes = dict(cache.axes)
+        for index, columns in enumerate(real[rows]):
+            row = lengths.index(len(columns)) if per_position else 0
+            counts[row] += 1 if per_position else len(columns)
+            for name in points:
+                values = cache[name][index, columns].to("cpu", torch.float64)
+                if name not in sums:
+                    sums[name] = values.new_zeros(len(lengths), lengths[-1], *values.shape[1:])
+                if per_position:
+                    sums[name][row, : len(values)] += values
+                else:
+                    sums[name][0, 0] += values.sum(0)
+    return ActivationCache(
+        tensors={
+            name: (total / counts.view(-1, *(1,) * (total.ndim - 1))).to(model.W_E)
+            for name, total in sums.items()
+        },
+        axes=axes,
+        attention_mask=torch.arange(lengths[-1])[None] < torch.tensor(lengths)[:, None],
+        n_layers=model.cfg.n_layers,
+    )
 
 
 # ------------------------------------------------------------------ the result

@@ -34,7 +34,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
@@ -134,8 +134,9 @@ def attribution(
     n = len(prompts.tokens)
     right_ids = _ids(model, answers, n, "answers")
     wrong_ids = None if wrong is None else _ids(model, wrong, n, "wrong")
-    metric = logit_diff(right_ids, right_ids if wrong_ids is None else wrong_ids, pos)
-    assert isinstance(metric, LogitDiff)
+    metric = cast(
+        LogitDiff, logit_diff(right_ids, right_ids if wrong_ids is None else wrong_ids, pos)
+    )
     metric.check(n, model.cfg.d_vocab_out)
     reads = metric.reads(prompts.attention_mask.cpu())
     right_ids, wrong_ids = metric.answer_tokens, None if wrong is None else metric.wrong_tokens
@@ -159,7 +160,7 @@ def attribution(
         f", neurons={neurons}, prepend_bos={prepend_bos})"
     )
     return Attribution(
-        str_tokens=_unpadded(prompts),
+        str_tokens=prompts.str_tokens,
         prepend_bos=prompts.prepend_bos,
         positions=tuple(
             tuple(row[own_tokens].nonzero()[:, 0].tolist())
@@ -342,6 +343,8 @@ def _prompts(
         raise ValueError("a PromptPair brings its answers: leave out answers and wrong")
     if attention_mask is not None:
         raise ValueError("a PromptPair brings its own mask: leave out attention_mask")
+    if tokens.answers is None:
+        raise ValueError("this PromptPair has no answers: make it with some")
     prompts = Prompts(
         tokens.clean.to(model.device),
         tokens.attention_mask.to(model.device),
@@ -357,15 +360,6 @@ def _ids(model: HookedGPT2, given: Any, n: int, what: str) -> Any:
         isinstance(given, Sequence) and any(isinstance(one, str | Sequence) for one in given)
     )
     return _answer_ids(model, given, n, what) if has_text else given
-
-
-def _unpadded(prompts: Prompts) -> tuple[tuple[str, ...], ...]:
-    """The real tokens of each prompt as strings."""
-    masks = prompts.attention_mask.cpu().tolist()
-    return tuple(
-        row if len(row) == sum(mask) else tuple(t for t, m in zip(row, mask, strict=True) if m)
-        for row, mask in zip(prompts.str_tokens, masks, strict=True)
-    )
 
 
 # ------------------------------------------------------------------ the result

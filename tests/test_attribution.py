@@ -1,11 +1,12 @@
 """Direct logit attribution: parts sum to the model's own logits, each part is the right one."""
 
 import json
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analyses import cli
@@ -112,6 +113,7 @@ def test_parts_sum_to_the_models_logit_difference(model, tokens, pos, columns, b
     assert [list(row) for row in found.positions] == [list(row) for row in columns]
 
 
+@settings(max_examples=25)
 @given(st.integers(0, 2**32), st.integers(1, 9), st.integers(1, 3), st.booleans())
 def test_sums_for_random_prompts_and_answers(model, seed, n_pos, n_wrong, left):
     draw = torch.Generator().manual_seed(seed)
@@ -465,6 +467,8 @@ def test_a_pair_brings_prompts_and_answers(mini, pair, found):
         attribution(mini, pair, " Mary")
     with pytest.raises(ValueError, match="brings its own mask"):
         attribution(mini, pair, attention_mask=pair.attention_mask)
+    with pytest.raises(ValueError, match="has no answers"):
+        attribution(mini, replace(pair, answers=None, wrong=None))
 
 
 def test_text_answers(mini):
@@ -517,8 +521,6 @@ def test_pictures_and_page(mini, found, tmp_path):
 
 def test_hostile_tokens_on_a_page(model, tokens, tmp_path):
     found = attribution(model, tokens, 3, neurons=False)
-    from dataclasses import replace
-
     bad = "</script><img src=x>"
     hostile = replace(found, str_tokens=((bad,) * 9,) * 3, strings={3: bad})
     hostile.to_html(tmp_path / "page.html")
