@@ -55,17 +55,21 @@ def _strongest(result: "PathPatching", k: int) -> list[_Sent]:
     unit = float(result.base.mean()) / 100
     found = []
     for kind, effects in result.views.items():
-        changes = effects.values - effects.base
         for place in effects.strongest(k, "change"):
-            own = changes[place]
-            own = own[~own.isnan()]
-            change, n = float(own.mean()), len(own)
+            change, stderr = change_at(effects, place)
             if change == 0:
                 continue
-            stderr = float(own.std()) / math.sqrt(n) if n > 1 else math.nan
             percent = change / unit if unit else math.nan
             found.append(_Sent(_name(kind, effects, place), percent, change, stderr))
     return sorted(found, key=lambda one: -abs(one.change))[:k]
+
+
+def change_at(effects: "Effects", place: tuple[int, ...]) -> tuple[float, float]:
+    """The change at a place, and its standard error over examples (NaN for a single one)."""
+    own = (effects.values - effects.base)[place]
+    own = own[~own.isnan()]
+    n = len(own)
+    return float(own.mean()), float(own.std()) / math.sqrt(n) if n > 1 else math.nan
 
 
 def _name(kind: str, effects: "Effects", place: tuple[int, ...]) -> str:

@@ -1,0 +1,813 @@
+"""Causal tracing: which hidden states, restored one at a time, bring a forgotten fact back?
+
+1. Clean run: the model reads a fact, "The Space Needle is in the city of", and predicts its answer.
+2. Corrupted run: Gaussian noise is added to the token embeddings of the subject ("Space Needle"),
+   and the probability of the answer falls. The fall is the *total effect*. Everything is repeated
+   with several draws of the noise.
+3. Corrupted with restoration: as 2, but at one token and layer a state is given its value of the
+   clean run. What the probability gains is the *indirect effect* of that state:
+   `resid_post`: a single state of the residual stream, after a block;
+   `mlp_out`, `attn_out`: what the MLPs (attention layers) of a window of layers around it wrote.
+4. Severed: as 3 for `resid_post`, with the outputs of all later MLPs (`mlp_severed`) or attention
+   layers (`attn_severed`) at that token kept as in the corrupted run. What is left is the effect
+   that does not pass through them.
+
+Averaged over facts, by the role of the token (first, middle, last of the subject, ...), these are
+the average indirect effects.
+
+The noise is that of the authors' code, with its seed: `numpy.random.RandomState(1).randn(samples,
+subject tokens, d_model)` anew for every fact and every restoration, so all of them share one draw.
+It is added to `hook_embed` (the code's `transformer.wte`); position embeddings are added after it,
+so the result is as if the noise were added to their sum, as the paper writes it.
+
+Source: Meng et al. 2022, "Locating and Editing Factual Associations in GPT" (arXiv 2202.05262),
+section 2.1 and appendix B. Caution: Zhang and Nanda 2023 (arXiv 2309.16042), section 3, find that
+corrupting with noise and corrupting with another subject can point to different places.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from os import PathLike
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+
+import typer
+
+from analyses import _causal_tracing_views as looks
+from analyses import cli, report
+from analyses._effects_views import concatenated
+from analyses.tasks import unknown
+
+if TYPE_CHECKING or __name__ != "__main__":
+    # As a command this file is run under the name __main__, answers --help and wrong options
+    # without waiting seconds for torch, and then imports itself under its own name.
+    import numpy as np
+    import torch
+    from jaxtyping import Float, Int
+    from torch import Tensor
+
+    from analyses._subject import subject_positions
+    from analyses.effects import Effects
+    from analyses.metrics import evaluate, prob
+    from analyses.prompts import Prompts, token_string
+    from analyses.sweep import sweep
+    from analyses.tasks import generate
+    from hooks import ActivationCache, Add, Patch
+    from interp import HookedGPT2
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
+
+VIEWS = ("resid_post", "mlp_out", "attn_out", "mlp_severed", "attn_severed")
+FIGURE_1 = VIEWS[:3]
+ROLES = (
+    "first subject token",
+    "middle subject tokens",
+    "last subject token",
+    "first subsequent token",
+    "further tokens",
+    "last token",
+)
+SAMPLES = 10
+ROME_SEED = 1
+
+
+class Fact(NamedTuple):
+    """A prompt that asks for a fact.
+
+    Attributes:
+        prompt: text up to the answer.
+        subject: as in `causal_tracing`.
+        answer: the token that should follow, as text or id; None: whatever the model predicts.
+    """
+
+    prompt: str
+    subject: str | range
+    answer: str | int | None = None
+
+
+# ------------------------------------------------------------------ the noise
+
+
+def noise_level(model: HookedGPT2, subjects: Sequence[str] = (), multiple: float = 3.0) -> float:
+    """The standard deviation of the noise: a multiple of that of the token embeddings.
+
+    Args:
+        subjects: take the embeddings of these texts' tokens, as the authors' code does with the
+            subjects of its facts; without any, those of the whole vocabulary.
+        multiple: 3 in the paper.
+
+    Returns:
+        `multiple` times the standard deviation of all numbers in these embeddings.
+    """
+    embeddings = model.W_E.detach()
+    if subjects:
+        ids = [model.to_tokens(text, prepend_bos=False)[0] for text in subjects]
+        embeddings = embeddings[torch.cat(ids)]
+    return multiple * float(embeddings.double().std())
+
+
+def rome_noise(
+    samples: int, n_tokens: int, d_model: int, level: float, seed: int = ROME_SEED
+) -> Float[Tensor, "sample token d_model"]:
+    """The noise of the authors' code, in float64: the same for every fact of as many tokens.
+
+    A sample does not depend on how many there are. With `seed=1` it is their draw.
+    """
+    draw = np.random.RandomState(seed).randn(samples, n_tokens, d_model)
+    return level * torch.from_numpy(draw)
+
+
+# ------------------------------------------------------------------ the question
+
+
+def causal_tracing(
+    model: HookedGPT2,
+    prompt: str | Int[Tensor, " pos"],
+    subject: str | range,
+    *,
+    answer: str | int | None = None,
+    views: str | Sequence[str] = FIGURE_1,
+    window: int | None = None,
+    noise: float | None = None,
+    samples: int = SAMPLES,
+    seed: int = ROME_SEED,
+    occurrence: int | None = None,
+    prepend_bos: bool = True,
+    batch_size: int | Literal["auto"] = "auto",
+    memory_limit: int = 2**30,
+    progress: bool = True,
+) -> CausalTrace:
+    """Trace one fact.
+
+    Tokens before the subject see nothing of the noise: to restore them changes nothing, and their
+    effect is exactly 0.
+
+    Args:
+        model: what is looked into; stays as it is.
+        prompt: a text up to the answer, or token ids.
+        subject: a part of the text, in whole tokens; or a range of positions, `range(2, 4)`,
+            counted with a prepended `<|endoftext|>`.
+        answer: the token whose probability is traced, as text that is one token or as an id; by
+            default what the model itself predicts.
+        views: which of `VIEWS`; by default the three of the paper's figure 1.
+        window: how many layers `mlp_out` and `attn_out` restore together. 10 of GPT-2 XL's 48 in
+            the paper; by default the same share of this model's, rounded up. As in the authors'
+            code, layer l is restored with `window // 2` layers before it and the rest after it,
+            those that there are.
+        noise: its standard deviation; by default `noise_level(model)`.
+        samples: draws of the noise.
+        seed: of the noise; 1 gives the draw of the authors' code.
+        occurrence: which one, from 0, where the subject is in the text several times (the authors'
+            code takes the first).
+        prepend_bos: put `<|endoftext|>` before text. The authors' code does not.
+        batch_size, memory_limit, progress: as `analyses.sweep.sweep`.
+
+    Raises:
+        ValueError, IndexError, TypeError: a subject that is not in the prompt, or in it several
+            times, or ends within a token; an unknown view; a number out of range; what
+            `model.tokenize` refuses.
+    """
+    names = _checked_views(views)
+    n_layers = model.cfg.n_layers
+    window = math.ceil(10 * n_layers / 48) if window is None else window
+    level = noise_level(model) if noise is None else float(noise)
+    _check_numbers(window, n_layers, level, samples)
+    prompts = Prompts.of(model, prompt, prepend_bos=prepend_bos)
+    if len(prompts.tokens) != 1:
+        raise ValueError(f"one prompt at a time, not {len(prompts.tokens)}: trace_facts takes many")
+    tokens = prompts.tokens
+    where = subject_positions(model, prompt, subject, prompts, occurrence)
+    rows = tokens.expand(samples, -1)
+    draw = rome_noise(samples, len(where), model.cfg.d_model, level, seed)
+    corruption = Add("hook_embed", pos=list(where), value=draw.to(model.device, model.dtype))
+    with torch.no_grad():
+        logits = model(tokens)
+        assert isinstance(logits, Tensor)
+        target = int(logits[0, -1].argmax()) if answer is None else _token(model, answer)
+        _, clean = model.run_with_cache(
+            tokens,
+            stop_at_layer=n_layers,
+            names_filter=[f"*hook_{point}" for point in ("resid_post", "mlp_out", "attn_out")],
+        )
+        frozen: ActivationCache | None = None
+        if "mlp_severed" in names or "attn_severed" in names:
+            with model.hooks(fwd_hooks=[(corruption.point, corruption)]):
+                _, frozen = model.run_with_cache(
+                    rows, stop_at_layer=n_layers, names_filter=["*hook_mlp_out", "*hook_attn_out"]
+                )
+    # Every (layer, token that the noise can reach), the last fastest.
+    n_pos = tokens.shape[1]
+    places = [(layer, pos) for layer in range(n_layers) for pos in range(where.start, n_pos)]
+    metric = prob(target)
+    result = sweep(
+        model,
+        rows,
+        [
+            _restoration(name, layer, pos, clean, frozen, window, n_layers)
+            for name in names
+            for layer, pos in places
+        ],
+        metric,
+        given=[corruption],
+        batch_size=batch_size,
+        memory_limit=memory_limit,
+        progress=progress,
+    )
+    corrupted = result.base["prob"]
+    p_clean = evaluate(model, tokens, metric)["prob"].expand(samples).clone()
+    found = result.values["prob"].view(len(names), n_layers, -1, samples)
+    before = corrupted.expand(len(names), n_layers, where.start, samples)
+    strings = prompts.str_tokens[0]
+    labels = {
+        "layer": [str(layer) for layer in range(n_layers)],
+        "pos": [
+            f"{pos} {cli.visible(text)}{'*' if pos in where else ''}"
+            for pos, text in enumerate(strings)
+        ],
+    }
+    call = (
+        f"causal_tracing(model, ..., subject={where!r}, answer={target}, views={names!r}, "
+        f"window={window}, noise={level!r}, samples={samples}, seed={seed})"
+    )
+    return CausalTrace(
+        str_tokens=strings,
+        prepend_bos=prompts.prepend_bos,
+        subject=where,
+        answer=target,
+        answer_string=token_string(model, target),
+        views={
+            name: Effects.on_axes(
+                name,
+                labels,
+                values.flatten(0, 1),
+                corrupted,
+                f"p({cli.visible(token_string(model, target))})",
+                corrupted=corrupted,
+                clean=p_clean,
+            )
+            for name, values in zip(names, torch.cat([before, found], dim=2), strict=True)
+        },
+        window=window,
+        noise=level,
+        seed=seed,
+        provenance=report.Provenance.of(model, call),
+    )
+
+
+def _restoration(
+    name: str,
+    layer: int,
+    pos: int,
+    clean: ActivationCache,
+    frozen: ActivationCache | None,
+    window: int,
+    n_layers: int,
+) -> list[Patch]:
+    """What is restored (and frozen) for one place of a view."""
+    if name in ("mlp_out", "attn_out"):
+        first, last = max(0, layer - window // 2), min(n_layers, layer + (window + 1) // 2)
+        return [Patch((name, each), pos=pos, source=clean) for each in range(first, last)]
+    patches = [Patch(("resid_post", layer), pos=pos, source=clean)]
+    if frozen is not None and name != "resid_post":
+        # Up to this layer they are as in the corrupted run already.
+        point = f"{name.removesuffix('_severed')}_out"
+        later = range(layer + 1, n_layers)
+        patches += [Patch((point, each), pos=pos, source=frozen) for each in later]
+    return patches
+
+
+def trace_facts(
+    model: HookedGPT2,
+    facts: Sequence[Fact],
+    *,
+    only_known: bool = True,
+    **options: Any,
+) -> AverageTrace:
+    """Trace several facts and average them by the roles of tokens.
+
+    Args:
+        facts: what is asked.
+        only_known: leave out facts whose answer the model does not predict, as the authors do; the
+            result lists them.
+        options: as `causal_tracing`.
+
+    Raises:
+        ValueError: no fact is left; and as `causal_tracing`, with the number of the fact.
+    """
+    traces, unknown_facts = [], []
+    for index in cli.progress(range(len(facts)), "causal tracing"):
+        fact = facts[index]
+        try:
+            if only_known and fact.answer is not None and not _knows(model, fact, options):
+                unknown_facts.append(fact)
+                continue
+            one = {"progress": False, **options, "answer": fact.answer}
+            traces.append(causal_tracing(model, fact.prompt, fact.subject, **one))
+        except (ValueError, IndexError) as error:
+            raise type(error)(f"fact {index}: {error}") from error
+    if not traces:
+        raise ValueError(
+            f"there is nothing to trace: of {len(facts)} facts, the model knows none"
+            if facts
+            else "there are no facts to trace"
+        )
+    return average(traces, unknown=unknown_facts)
+
+
+def _knows(model: HookedGPT2, fact: Fact, options: Mapping[str, Any]) -> bool:
+    with torch.no_grad():
+        logits = model(fact.prompt, prepend_bos=options.get("prepend_bos", True))
+    assert isinstance(logits, Tensor) and fact.answer is not None
+    return int(logits[0, -1].argmax()) == _token(model, fact.answer)
+
+
+def average(traces: Sequence[CausalTrace], unknown: Sequence[Fact] = ()) -> AverageTrace:
+    """Average indirect effects by the roles of tokens.
+
+    Each fact counts once: several tokens of one role in one prompt are averaged first (the authors'
+    code averages over the tokens of all prompts). A token can have two roles: the only token of a
+    subject is its first and its last one. A role that a prompt does not have is left out there.
+
+    Args:
+        traces: with the same views, window, noise and samples.
+        unknown: facts that were left out.
+
+    Raises:
+        ValueError: no traces, or such as cannot be compared.
+    """
+    if not traces:
+        raise ValueError("there are no traces to average")
+    first = traces[0]
+    for index, trace in enumerate(traces):
+        for what in ("window", "noise", "seed", "samples"):
+            if getattr(trace, what) != getattr(first, what):
+                raise ValueError(
+                    f"traces 0 and {index} differ in {what}: {getattr(first, what)!r} and "
+                    f"{getattr(trace, what)!r}"
+                )
+        if list(trace.views) != list(first.views):
+            raise ValueError(f"traces 0 and {index} have different views")
+        if trace.provenance.model != first.provenance.model:
+            raise ValueError(f"traces 0 and {index} are of different models")
+    corrupted = torch.stack([trace.corrupted for trace in traces])
+    clean = torch.tensor([trace.clean for trace in traces], dtype=torch.float64)
+    views = {}
+    for name, effects in first.views.items():
+        by_role = []
+        for trace in traces:
+            mean = trace.views[name].mean  # layer pos
+            roles = trace.roles.values()
+            columns = [mean[:, list(pos)].mean(1) for pos in roles]  # of no positions: NaN
+            by_role.append(torch.stack(columns, dim=1))
+        views[name] = Effects(
+            name=name,
+            axes=("layer", "role"),
+            labels={"layer": effects.labels["layer"], "role": ROLES},
+            values=torch.stack(by_role, dim=-1),
+            base=corrupted,
+            metric="p(answer)",
+            corrupted=corrupted,
+            clean=clean,
+        )
+    call = f"average({len(traces)} traces); each {first.provenance.call}"
+    return AverageTrace(
+        traces=tuple(traces),
+        unknown=tuple(unknown),
+        views=views,
+        provenance=replace(first.provenance, call=call),
+    )
+
+
+# ------------------------------------------------------------------ checking arguments
+
+
+def _checked_views(views: str | Sequence[str]) -> tuple[str, ...]:
+    names = [views] if isinstance(views, str) else list(views)
+    if not names:
+        raise ValueError(f"views is empty; expected some of {', '.join(VIEWS)}")
+    for name in names:
+        if name not in VIEWS:
+            raise ValueError(unknown("view", str(name), VIEWS))
+    return tuple(name for name in VIEWS if name in names)
+
+
+def _check_numbers(window: int, n_layers: int, level: float, samples: int) -> None:
+    if window < 1:
+        raise ValueError(f"window={window} is out of range: expected at least 1 layer")
+    if not (math.isfinite(level) and level >= 0):
+        raise ValueError(f"noise={level} is no standard deviation: expected a number from 0 up")
+    if samples < 1:
+        raise ValueError(f"samples={samples} is out of range: expected at least 1")
+
+
+def _token(model: HookedGPT2, answer: str | int) -> int:
+    id = model.to_single_token(answer) if isinstance(answer, str) else answer
+    if not 0 <= id < model.cfg.d_vocab_out:
+        raise IndexError(
+            f"answer {answer!r} is out of range: this model predicts tokens 0 to "
+            f"{model.cfg.d_vocab_out - 1}"
+        )
+    return id
+
+
+# ------------------------------------------------------------------ results
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class CausalTrace:
+    """The trace of one fact. Probabilities are those of the answer after the last token.
+
+    Attributes:
+        str_tokens: the prompt.
+        prepend_bos: whether `<|endoftext|>` was put before the text; None where ids were given.
+        subject: the positions that were corrupted.
+        answer, answer_string: the token traced.
+        views: name -> effects on the axes `layer pos`; the axis `example` is the draws of the
+            noise. `change` is the indirect effect; `normalised` its share of the total effect.
+        window: layers restored together in `mlp_out` and `attn_out`.
+        noise: standard deviation of the noise.
+        seed: of the noise.
+        provenance: model, dtype, versions, the call.
+    """
+
+    str_tokens: tuple[str, ...]
+    prepend_bos: bool | None
+    subject: range
+    answer: int
+    answer_string: str
+    views: Mapping[str, Effects]
+    window: int
+    noise: float
+    seed: int
+    provenance: report.Provenance
+
+    @property
+    def _first(self) -> Effects:
+        return next(iter(self.views.values()))
+
+    @property
+    def samples(self) -> int:
+        """Draws of the noise."""
+        return self._first.n_examples
+
+    @property
+    def clean(self) -> float:
+        """Probability of the answer in the clean run."""
+        ends = self._first.clean
+        return math.nan if ends is None else float(ends[0])
+
+    @property
+    def corrupted(self) -> Float[Tensor, ""]:
+        """Probability of the answer in the corrupted run, mean over draws of the noise."""
+        return self._first.base.mean()
+
+    @property
+    def total_effect(self) -> float:
+        """What the noise takes off the probability of the answer."""
+        return self.clean - float(self.corrupted)
+
+    @property
+    def roles(self) -> dict[str, range]:
+        """The positions of every role in `ROLES`; a role may have none."""
+        first, after, end = self.subject.start, self.subject.stop, len(self.str_tokens)
+        places = (
+            range(first, first + 1),
+            range(first + 1, after - 1),
+            range(after - 1, after),
+            range(after, min(after + 1, end)),
+            range(after + 1, end - 1),
+            range(end - 1, end),
+        )
+        return dict(zip(ROLES, places, strict=True))
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per view, layer and position, as `Effects.to_frame`; with columns `answer`,
+        `subject` (whether the token is part of it) and `window`."""
+        frame = concatenated(self.views)
+        frame.insert(1, "answer", self.answer_string)
+        frame["subject"] = [pos in self.subject for pos in frame["pos"]]
+        frame["window"] = [self.window if n.endswith("_out") else 1 for n in frame["view"]]
+        return frame
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, ready for JSON."""
+        return {
+            "prompt": list(self.str_tokens),
+            "prepend_bos": self.prepend_bos,
+            "subject": list(self.subject),
+            "answer": self.answer_string,
+            "answer_id": self.answer,
+            "clean": self.clean,
+            "corrupted": float(self.corrupted),
+            "window": self.window,
+            "noise": self.noise,
+            "samples": self.samples,
+            "seed": self.seed,
+            "views": {name: effects.to_dict() for name, effects in self.views.items()},
+            "provenance": self.provenance.to_dict(),
+        }
+
+    def plot(self, views: str | Sequence[str] | None = None) -> go.Figure:
+        """Heat maps of the indirect effects side by side, tokens from top to bottom, as in the
+        paper's figure 1. Tokens of the subject have a `*`.
+
+        Args:
+            views: some of those there are; by default the three of figure 1, if there.
+
+        Raises:
+            ValueError: one that there is not.
+        """
+        return looks.heat_maps(self.views, views, "pos")
+
+    def plot_severed(self) -> go.Figure:
+        """Bars: the indirect effect of the residual at the last token of the subject, as it is and
+        with later MLPs or attention layers severed, layer by layer, as in the paper's figure 3.
+
+        Raises:
+            ValueError: no severed view was asked for, or not `resid_post`.
+        """
+        return looks.severed_bars(self.views, self.subject.stop - 1)
+
+    def to_html(self, path: str | PathLike[str], *, model: HookedGPT2 | None = None) -> None:
+        """Write a page with tokens, heat maps, table and provenance. It needs no network.
+
+        Args:
+            path: the file to write.
+            model: to put the hash of its weights on the page (reads all of them once).
+        """
+        found = self
+        if model is not None:
+            found = replace(self, provenance=self.provenance.with_weights(model))
+        looks.page([("", found)]).write(path)
+
+    def __repr__(self) -> str:
+        subject = "".join(self.str_tokens[self.subject.start : self.subject.stop])
+        lines = [
+            f"CausalTrace({self.provenance.model}, subject {subject!r} at "
+            f"{self.subject.start} to {self.subject.stop - 1} of {len(self.str_tokens)} tokens; "
+            f"p({self.answer_string!r}) {self.clean:.3f} clean, {float(self.corrupted):.3f} "
+            f"corrupted; noise {self.noise:.3g}, {self.samples} samples, seed {self.seed}, window "
+            f"{self.window})"
+        ]
+        return "\n".join(lines + looks.best_lines(self.views))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class AverageTrace:
+    """Traces of several facts, and their averages by the roles of tokens.
+
+    Attributes:
+        traces: of every fact.
+        unknown: facts left out, because the model does not predict their answer.
+        views: name -> effects on the axes `layer role`; the axis `example` is the facts. `change`
+            is the average indirect effect (AIE).
+        provenance: model, dtype, versions, the call.
+    """
+
+    traces: tuple[CausalTrace, ...]
+    unknown: tuple[Fact, ...]
+    views: Mapping[str, Effects]
+    provenance: report.Provenance
+
+    @property
+    def total_effect(self) -> float:
+        """The average total effect (ATE)."""
+        return sum(trace.total_effect for trace in self.traces) / len(self.traces)
+
+    def to_frame(self) -> pd.DataFrame:
+        """One row per view, layer and role, as `Effects.to_frame`."""
+        return concatenated(self.views)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, ready for JSON."""
+        return {
+            "total_effect": self.total_effect,
+            "unknown": [fact.prompt for fact in self.unknown],
+            "views": {name: effects.to_dict() for name, effects in self.views.items()},
+            "traces": [trace.to_dict() for trace in self.traces],
+            "provenance": self.provenance.to_dict(),
+        }
+
+    def plot(self, views: str | Sequence[str] | None = None) -> go.Figure:
+        """As `CausalTrace.plot`, with roles in place of tokens: the paper's figure 2."""
+        return looks.heat_maps(self.views, views, "role")
+
+    def plot_severed(self) -> go.Figure:
+        """As `CausalTrace.plot_severed`, averaged: the paper's figure 3."""
+        return looks.severed_bars(self.views, ROLES.index("last subject token"))
+
+    def to_html(self, path: str | PathLike[str], *, model: HookedGPT2 | None = None) -> None:
+        """Write a page with the averages and, below, the facts. It needs no network."""
+        found = self
+        if model is not None:
+            found = replace(self, provenance=self.provenance.with_weights(model))
+        looks.average_page(found).write(path)
+
+    def __repr__(self) -> str:
+        left_out = f", {len(self.unknown)} left out as unknown" if self.unknown else ""
+        lines = [
+            f"AverageTrace({self.provenance.model}, {len(self.traces)} facts{left_out}; average "
+            f"total effect {self.total_effect:.3f})"
+        ]
+        return "\n".join(lines + looks.best_lines(self.views))
+
+
+# ------------------------------------------------------------------ the command line
+
+
+def task_facts(
+    model: HookedGPT2,
+    task: str = "capitals",
+    n: int = 16,
+    seed: int = 0,
+    *,
+    split: str = "held_out",
+) -> list[Fact]:
+    """Facts of a task that has a subject (`analyses.tasks`), with the answer.
+
+    Raises:
+        ValueError: a task without a subject; and as `analyses.tasks.generate`.
+    """
+    data = generate(task, model.tokenizer, n, seed=seed, split=split, prepend_bos=False)
+    if "SUBJECT" not in data.positions:
+        raise ValueError(
+            f"the task {task} names no SUBJECT; its positions are {', '.join(data.positions)}"
+        )
+    facts = []
+    for example, prompt in enumerate(data.clean_prompts):
+        # The words of a task are single tokens.
+        subject = data.str_tokens[example][int(data.positions["SUBJECT"][example])].strip()
+        facts.append(Fact(prompt, subject, int(data.answers[example, 0])))
+    return facts
+
+
+def main(
+    files: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="FILE",
+            help="Prompt files in UTF-8, one fact each, up to its answer; - is standard input. Or "
+            "leave them out and name a --task.",
+            show_default=False,
+        ),
+    ] = None,
+    subjects: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--subject",
+            help="The part of the prompt to corrupt; one for each file, in their order.",
+            metavar="TEXT",
+            show_default=False,
+        ),
+    ] = None,
+    answers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--answer",
+            help='The token to trace, such as " Paris"; one for each file. [default: what the '
+            "model predicts]",
+            metavar="TOKEN",
+            show_default=False,
+        ),
+    ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(
+            help="Facts of a task instead of files, averaged: capitals.",
+            metavar="TASK",
+            show_default=False,
+        ),
+    ] = None,
+    n: Annotated[int, typer.Option("--n", help="With --task: how many facts.", metavar="N")] = 16,
+    seed: Annotated[int, typer.Option(help="With --task: seed of the facts.", metavar="N")] = 0,
+    names: Annotated[
+        str, typer.Option("--views", help=f"Some of {', '.join(VIEWS)}.", metavar="VIEWS")
+    ] = ",".join(FIGURE_1),
+    window: Annotated[
+        int | None,
+        typer.Option(
+            help="Layers that mlp_out and attn_out restore together. [default: 10 of every 48, as "
+            "in the paper]",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation of the noise. [default: 3 times that of the token embeddings]",
+            metavar="X",
+            show_default=False,
+        ),
+    ] = None,
+    samples: Annotated[int, typer.Option(help="Draws of the noise.", metavar="N")] = SAMPLES,
+    noise_seed: Annotated[
+        int, typer.Option(help="Seed of the noise; 1 is the authors'.", metavar="N")
+    ] = ROME_SEED,
+    occurrence: Annotated[
+        int | None,
+        typer.Option(
+            help="Which one, from 0, where the subject is in a prompt several times.",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
+    model: cli.Model = None,
+    top_k: Annotated[int, typer.Option(help="How many places to list.", metavar="N")] = 10,
+    prepend_bos: cli.PrependBos = True,
+    device: cli.Device = "cpu",
+    dtype: cli.Dtype = "float32",
+    html: cli.Html = None,
+    csv: cli.Csv = None,
+    json_path: cli.Json = None,
+) -> None:
+    """Which hidden states, restored one at a time, bring a forgotten fact back?
+
+    Noise on the subject makes the model forget the answer; then one state at a time gets its clean
+    value back (Meng et al. 2022).
+    """
+    files = list(files or ())
+    if (task is None) == (not files):
+        raise cli.CommandError("expected prompt files, or --task; not both")
+    if task is None:
+        _check_per_file("--subject", subjects or (), files)
+        if answers:
+            _check_per_file("--answer", answers, files)
+    elif subjects or answers or occurrence is not None:
+        raise cli.CommandError("--task brings its own subjects and answers")
+    if top_k < 1:
+        raise cli.CommandError(f"--top-k is {top_k}: expected at least 1")
+    cli.check_outputs(html=html, csv=csv, json=json_path, inputs=files)
+    prompts = cli.read_prompts(files)
+    console = cli.console(data_on_stdout=cli.STDIN in (csv, json_path))
+    choice = cli.choose_model(model)
+    console.print(str(choice), style="bold", soft_wrap=True)
+    # Under its own name: here it is __main__, and has no torch.
+    from analyses import causal_tracing as tracing
+
+    loaded = cli.load_model(choice, device=device, dtype=dtype)
+    options: dict[str, Any] = {
+        "views": [name.strip() for name in names.split(",")],
+        "window": window,
+        "noise": noise,
+        "samples": samples,
+        "seed": noise_seed,
+        "prepend_bos": prepend_bos,
+    }
+    found: list[tuple[str, CausalTrace]] = []
+    together: AverageTrace | None = None
+    if task is not None:
+        facts = tracing.task_facts(loaded, task, n, seed)
+        together = tracing.trace_facts(loaded, facts, **options)
+    else:
+        for index, prompt in enumerate(prompts):
+            with cli.about(prompt.source):
+                trace = tracing.causal_tracing(
+                    loaded,
+                    prompt.text,
+                    (subjects or ())[index],
+                    answer=answers[index] if answers else None,
+                    occurrence=occurrence,
+                    **options,
+                )
+            found.append((prompt.source, trace))
+            console.print()
+            console.print(prompt.source, style="bold", soft_wrap=True)
+            looks.show(trace, console, top_k)
+        if len(found) > 1:
+            together = tracing.average([trace for _, trace in found])
+    if together is not None:
+        console.print()
+        looks.show_average(together, console, top_k)
+    last: Any = together or found[0][1]
+    if html or json_path:
+        call = cli.call("analyses.causal_tracing", sys.argv[1:])
+        last = replace(last, provenance=replace(last.provenance.with_weights(loaded), call=call))
+    if html:
+        page = looks.page([(found[0][0], last)], top_k) if together is None else None
+        (page or looks.average_page(last, top_k, found)).write(html)
+    if csv:
+        cli.write_text(csv, cli.csv_text(last.to_frame()))
+    if json_path:
+        cli.write_text(json_path, json.dumps(last.to_dict(), ensure_ascii=False, indent=1) + "\n")
+    for path in (html, csv, json_path):
+        if path and path != cli.STDIN:
+            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+
+
+def _check_per_file(option: str, given: Sequence[str], files: Sequence[str]) -> None:
+    if len(given) != len(files):
+        raise cli.CommandError(
+            f"{option} is given {len(given)} times for {len(files)} file{'s'[: len(files) != 1]}: "
+            "expected one for each, in their order"
+        )
+
+
+if __name__ == "__main__":
+    cli.run(main, __spec__)
