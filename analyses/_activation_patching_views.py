@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from analyses.pairs import PromptPair
 
 # Panels of more columns than this in all stand under each other rather than side by side.
-_MOST_COLUMNS = 46
+_MOST_COLUMNS = 60
 _MOST_PROMPTS = 2
 
 _WHAT = {
@@ -41,7 +41,7 @@ def page(result: "ActivationPatching", top_k: int = 10) -> report.Page:
         f"{result.direction.capitalize()}: {_WHAT[result.direction]}. Colours show how far from "
         "that the metric moves: red up, blue down. Blanks are shown as ·, line ends as ⏎.",
     )
-    page.heading(f"Prompts ({cli.visible(pair.source).replace('·', ' ')})")
+    page.heading(f"Prompts: {pair.source}" if pair.source else "Prompts")
     for example in range(min(len(pair), _MOST_PROMPTS)):
         rows = (pair.str_tokens[example], pair.corrupted_str_tokens[example])
         which = f"Example {example}: " if len(pair) > 1 else ""
@@ -65,8 +65,9 @@ def _add_group(
     first = chosen[0][1]
     page.heading(f"{', '.join(names)}: by {', '.join(first.axes)}")
     n_columns = len(_effects_views.fold(first).column_names)
+    hover = "Hover for the numbers; those that round to no effect are left out."
     if len(names) * n_columns <= _MOST_COLUMNS:
-        caption = "Hover for the numbers." + (" One scale of colours." if len(names) > 1 else "")
+        caption = hover + (" One scale of colours." if len(names) > 1 else "")
         page.figure(_effects_views.panels(chosen), caption)
     else:
         limit = max(
@@ -74,10 +75,10 @@ def _add_group(
             for _, e in chosen
         )
         for name, effects in chosen:
-            caption = f"{name}. Hover for the numbers." + (
-                " One scale of colours for all of these." if len(names) > 1 else ""
+            page.figure(
+                effects.plot(limit=limit or None),
+                f"{name}. {hover} One scale of colours for all of these.",
             )
-            page.figure(effects.plot(limit=limit or None), caption)
     k = min(top_k, sum(effects.mean.numel() for _, effects in chosen))
     page.text(f"The {k} places that move the metric most.")
     _effects_views.add_strongest_of(page, chosen, k)
@@ -100,7 +101,8 @@ def show(result: "ActivationPatching", console: "Console", top_k: int) -> None:
     console.print()
     note = bos_note(pair)
     which = f"first of {len(pair)} examples, " if len(pair) > 1 else ""
-    console.print(f"{pair.source}, {which}{note}", style="dim", soft_wrap=True)
+    source = f"{pair.source}, " if pair.source else ""
+    console.print(f"{source}{which}{note}", style="dim", soft_wrap=True)
     for what, rows in (("clean", pair.str_tokens), ("corrupted", pair.corrupted_str_tokens)):
         console.print(f"{what + ':':11}{' '.join(map(cli.visible, rows[0]))}", soft_wrap=True)
     first = next(iter(result.views.values()))

@@ -120,7 +120,8 @@ def panels(
     if limit is None:
         found = [float(d.abs().nan_to_num(0.0).max()) for d in distances if d.numel()]
         limit = max(found) or 1.0
-    cell = 54 if n_columns * len(views) * 54 + 260 <= _PAGE_WIDTH else 24
+    room = (_PAGE_WIDTH - 260) // (n_columns * len(views))
+    cell = next((width for width in (54, 24) if width <= room), 18)
     words = n_rows * n_columns * len(views) <= _MOST_WORDS and cell == 54
     chosen = make_subplots(
         cols=len(views),
@@ -191,7 +192,10 @@ def _heat(
         customdata=[
             [list(cell) for cell in zip(*row, strict=True)] for row in zip(*data, strict=True)
         ],
-        text=[[_short(v) for v in row] for row in shown] if words else None,
+        # A number that rounds to no effect would hide the others.
+        text=[["" if _short(v) == _short(neutral) else _short(v) for v in row] for row in shown]
+        if words
+        else None,
         texttemplate="%{text}" if words else None,
         textfont={"size": 11},
         hovertemplate="<br>".join(hover) + "<extra></extra>",
@@ -415,7 +419,9 @@ def _print_grid(effects: "Effects", grid: Grid, console: "Console") -> None:
     columns = []
     for j, name in enumerate(grid.column_names):
         cells = [cli.Cell(_short(t[j]), s[j]) for t, s in zip(texts, shades, strict=True)]
-        columns.append(right(cli.shorten(name, 14), cells))
+        # A position's number over its token: many positions fit into a terminal then.
+        lines = name.split(" ", 1) if grid.columns[0] in PROMPT_AXES else [name]
+        columns.append(right("\n".join(cli.shorten(line, 9) for line in lines), cells))
     cli.print_table(console, [labels], columns, " and ".join(grid.columns))
 
 
@@ -423,9 +429,10 @@ def right(header: str, cells: Sequence[cli.Cell]) -> cli.Column:
     """A column whose cells stand on the right."""
     from rich.cells import cell_len
 
-    wide = max([cell_len(header), *(len(cell.text) for cell in cells)])
+    lines = header.split("\n")
+    wide = max([*map(cell_len, lines), *(len(cell.text) for cell in cells)])
     return cli.Column(
-        " " * (wide - cell_len(header)) + header,
+        "\n".join(" " * (wide - cell_len(line)) + line for line in lines),
         [cell._replace(text=cell.text.rjust(wide)) for cell in cells],
     )
 

@@ -483,8 +483,8 @@ class ActivationPatching:
     def __repr__(self) -> str:
         n = len(self.pair)
         lines = [
-            f"ActivationPatching({self.provenance.model}, {self.direction}, {self.pair.source}, "
-            f"{n} example{'s'[: n != 1]})"
+            f"ActivationPatching({self.provenance.model}, {self.direction}, "
+            f"{n} example{'s'[: n != 1]}{', ' if self.pair.source else ''}{self.pair.source})"
         ]
         for effects in self.views.values():
             lines += [f"  {line}" for line in repr(effects).splitlines()]

@@ -41,7 +41,7 @@ class PromptPair:
         str_tokens, corrupted_str_tokens: the tokens' strings per example, without padding.
         prepend_bos: whether `<|endoftext|>` was put before the text; None where ids were given.
         positions: name -> `[example]`, such as "S2" or "END", counted from 0.
-        source: where the pair came from, in a few words.
+        source: where the pair came from, in a few printable words; "" for prompts given in Python.
     """
 
     clean: Int[Tensor, "example pos"]
@@ -53,7 +53,7 @@ class PromptPair:
     corrupted_str_tokens: tuple[tuple[str, ...], ...]
     prepend_bos: bool | None
     positions: Mapping[str, Int[Tensor, " example"]] = field(default_factory=dict)
-    source: str = "prompts"
+    source: str = ""
 
     @classmethod
     def from_text(
@@ -65,7 +65,7 @@ class PromptPair:
         wrong: Answers,
         *,
         prepend_bos: bool = True,
-        source: str = "prompts",
+        source: str = "",
     ) -> "PromptPair":
         """A pair of texts, or several.
 
@@ -98,7 +98,7 @@ class PromptPair:
         *,
         attention_mask: Tensor | None = None,
         prepend_bos: bool = True,
-        source: str = "prompts",
+        source: str = "",
     ) -> "PromptPair":
         """A pair of whatever `model.forward` takes: text, texts, what `tokenize` gave, or ids.
 
@@ -331,8 +331,9 @@ class PromptPair:
         lengths = sorted(set(self.lengths.tolist()))
         size = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
         n = len(self)
+        source = f"{self.source}: " if self.source else ""
         lines = [
-            f"PromptPair({self.source}: {n} example{'s'[: n != 1]} of {size} tokens, "
+            f"PromptPair({source}{n} example{'s'[: n != 1]} of {size} tokens, "
             f"prepend_bos={self.prepend_bos})",
             f"  clean:     {''.join(self.str_tokens[0])!r}",
             f"  corrupted: {''.join(self.corrupted_str_tokens[0])!r}",
