@@ -29,8 +29,8 @@ from analyses.metrics import (
     next_columns,
 )
 from analyses.pairs import PromptPair
+from analyses.tasks import unknown
 from hooks import ActivationCache
-from hooks.names import nearest
 from interp import HookedGPT2
 
 Direction = Literal["denoising", "noising"]
@@ -109,12 +109,12 @@ class Contrasts:
         Raises:
             ValueError, TypeError, IndexError: one that does not fit; says which and why.
         """
-        ((name, chosen),) = named_metrics(pair.metric if metric is None else metric).items()
+        named = named_metrics(pair.metric if metric is None else metric)
+        if len(named) != 1:
+            raise ValueError(f"one metric is differentiated, not {len(named)}: {', '.join(named)}")
+        ((name, chosen),) = named.items()
         if direction not in RUNS:
-            raise ValueError(
-                f"unknown direction {direction!r}.{nearest(str(direction), RUNS)} Expected one of "
-                f"{', '.join(RUNS)}"
-            )
+            raise ValueError(unknown("direction", str(direction), tuple(RUNS)))
         _check_count("steps", steps, None)
         _check_count("batch_size", batch_size, "auto")
         if steps is None and isinstance(chosen, KL) and chosen.reference_logits is None:
@@ -337,6 +337,15 @@ def _check_pair(pair: PromptPair) -> None:
         raise ValueError("the prompts of a pair are padded on the right, after their last token")
     if not bool((pair.lengths > 0).all()):
         raise ValueError("attention_mask leaves a prompt without any token")
+
+
+def check_finite(scores: Tensor, metric: str, what: str) -> None:
+    """Raise ValueError if estimates are NaN or infinite."""
+    if not bool(scores.isfinite().all()):
+        raise ValueError(
+            f"the gradient of metric {metric} is not finite: {what} come out NaN or infinite (a "
+            "square root or a logarithm at 0, or too narrow a dtype)"
+        )
 
 
 def upcast(values: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ import typer
 from analyses import _attribution_patching_views as views_of
 from analyses import _effects_views, cli, pair_options, report
 from analyses._activation_patching_views import panels
-from hooks.names import nearest
+from analyses.tasks import unknown
 
 if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
@@ -60,7 +60,14 @@ if TYPE_CHECKING or __name__ != "__main__":
     from torch import Tensor
 
     from analyses._agreement import Agreement, agreement
-    from analyses._gradients import Contrast, Contrasts, columns_of_places, take, upcast
+    from analyses._gradients import (
+        Contrast,
+        Contrasts,
+        check_finite,
+        columns_of_places,
+        take,
+        upcast,
+    )
     from analyses.activation_patching import (
         VIEWS,
         Direction,
@@ -82,6 +89,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Agreement", "AttributionPatching", "agreement", "attribution_patching"]
 
+DIRECTIONS = ("denoising", "noising")
 # A number per neuron: the only view that activation patching does not have.
 NEURONS = "mlp_post"
 
@@ -133,7 +141,7 @@ def attribution_patching(
             prompt); `kl()` from the base run itself without `steps`, whose gradient is zero.
     """
     pair = _pair(model, clean, corrupted, attention_mask, prepend_bos)
-    chosen = _checked(views)
+    chosen = checked(views)
     axes = {axis for name in chosen for axis in _view(name).axes}
     where = _positions(pair, positions) if {"pos", "query"} & axes else None
     columns = columns_of_places([] if where is None else where.where, pair)
@@ -163,13 +171,14 @@ def attribution_patching(
         "head": [str(head) for head in range(model.cfg.n_heads)],
         "neuron": [str(neuron) for neuron in range(model.cfg.d_mlp)],
     }
-    numbers: dict[str, Sequence[int]] = {}
+    numbers: dict[str, Sequence[int]] = {"layer": range(n_layers)}
     if where is not None:
         labels |= dict.fromkeys(("pos", "query", "key"), where.labels)
         numbers |= dict.fromkeys(("pos", "query", "key"), where.numbers)
     found = {}
     for name in chosen:
         change = torch.cat(parts[name], -1)
+        check_finite(change, contrasts.judge.name, f"the estimates of {name}")
         if len(base) != change.shape[-1]:
             change = change.sum(-1, keepdim=True)  # one number for all prompts together
         found[name] = Effects(
@@ -207,7 +216,12 @@ def _point(name: str, layer: int) -> str:
     return model_point(VIEWS[name].point, layer)
 
 
-def _checked(views: str | Sequence[str] | None) -> tuple[str, ...]:
+def checked(views: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The views asked for, groups resolved, each once.
+
+    Raises:
+        ValueError: an unknown one, or none.
+    """
     if views is None:
         return tuple(name for name in VIEWS if name != "pattern_by_entry")
     asked = [views] if isinstance(views, str) else list(views)
@@ -293,10 +307,7 @@ class AttributionPatching:
 
     def __getitem__(self, view: str) -> Effects:
         if view not in self.views:
-            raise KeyError(
-                f"there is no view {view!r} here.{nearest(view, list(self.views))} There is "
-                f"{', '.join(self.views)}"
-            )
+            raise KeyError(unknown("view of this result", view, tuple(self.views)))
         return self.views[view]
 
     def compared(self, exact: Mapping[str, Effects]) -> AttributionPatching:
@@ -448,16 +459,19 @@ def main(
     """
     request = pair_options.PairRequest.checked(files, answer, wrong, task, n, seed, corruption)
     cli.check_outputs(html=html, csv=csv, json=json_path, inputs=request.inputs)
-    if top_k < 1:
-        raise cli.CommandError(f"--top-k is {top_k}: expected at least 1")
+    if direction not in DIRECTIONS:
+        raise cli.CommandError(unknown("direction", direction, DIRECTIONS))
+    for option, value in (("--top-k", top_k), ("--steps", steps)):
+        if value is not None and value < 1:
+            raise cli.CommandError(f"{option} is {value}: expected at least 1")
     console = cli.console(data_on_stdout=cli.STDIN in (csv, json_path))
     choice = cli.choose_model(model)
     console.print(str(choice), style="bold", soft_wrap=True)
     # Under its own name: here it is __main__, and has no torch.
     from analyses.activation_patching import activation_patching, parse_positions
-    from analyses.attribution_patching import NEURONS, attribution_patching
+    from analyses.attribution_patching import NEURONS, attribution_patching, checked
 
-    chosen = [name.strip() for name in views.split(",")]
+    chosen = checked([name.strip() for name in views.split(",")])
     where = None if positions is None else parse_positions(positions)
     loaded = cli.load_model(choice, device=device, dtype=dtype)
     pair = request.load(loaded, prepend_bos=prepend_bos)

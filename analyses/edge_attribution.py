@@ -46,6 +46,7 @@ import typer
 
 from analyses import _edge_attribution_views as views_of
 from analyses import cli, pair_options, report
+from analyses.tasks import unknown
 
 if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
@@ -55,20 +56,28 @@ if TYPE_CHECKING or __name__ != "__main__":
     from torch import Tensor
 
     from analyses._agreement import Agreement
-    from analyses._gradients import RUNS, Contrast, Contrasts, columns_of_places, take, upcast
+    from analyses._gradients import (
+        RUNS,
+        Contrast,
+        Contrasts,
+        check_finite,
+        columns_of_places,
+        take,
+        upcast,
+    )
     from analyses.activation_patching import Direction, _pair, _positions
     from analyses.metrics import AnyMetric, named_metrics
     from analyses.pairs import PromptPair
     from analyses.prompts import AnyPrompts
     from analyses.sweep import sweep
     from hooks import ActivationCache, Add
-    from hooks.names import nearest
     from interp import HookedGPT2
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+DIRECTIONS = ("noising", "denoising")
 # Between a residual and what is read from it, or between what is written and the residual, these
 # are computed past: a function there would have no part in the scores.
 _PAST = (
@@ -186,6 +195,7 @@ def edge_attribution(
         ends["source"].append(contrast.source_metric.to("cpu", torch.float64))
     base, source = (torch.cat(ends[name]) for name in ("base", "source"))
     found = torch.cat(scores, -1)
+    check_finite(found, contrasts.judge.name, "the scores")
     if found.shape[-1] != len(base):
         found = found.sum(-1, keepdim=True)  # one number for all prompts together
     exists = torch.zeros(len(sending), len(receiving), dtype=torch.bool)
@@ -417,10 +427,13 @@ class EdgeAttribution:
         ):
             names = [str(part) for part in parts]
             if name not in names:
-                raise KeyError(f"there is no {what} {name!r}.{nearest(str(name), names)}")
+                raise KeyError(unknown(what, str(name), tuple(names)))
             place.append(names.index(name))
         if not self.exists[place[0], place[1]]:
-            raise KeyError(f"there is no edge from {edge[0]} to {edge[1]}: it comes before")
+            raise KeyError(
+                f"there is no edge from {edge[0]} to {edge[1]}: the receiver does not come after "
+                "the sender"
+            )
         return self.mean[place[0], place[1]]
 
     def strongest(self, k: int) -> list[tuple[int, int]]:
@@ -694,7 +707,9 @@ def main(
     """
     request = pair_options.PairRequest.checked(files, answer, wrong, task, n, seed, corruption)
     cli.check_outputs(html=html, csv=csv, json=json_path, inputs=request.inputs)
-    for option, value in (("--top-k", top_k), ("--exact", exact)):
+    if direction not in DIRECTIONS:
+        raise cli.CommandError(unknown("direction", direction, DIRECTIONS))
+    for option, value in (("--top-k", top_k), ("--steps", steps), ("--exact", exact)):
         if value is not None and value < 1:
             raise cli.CommandError(f"{option} is {value}: expected at least 1")
     console = cli.console(data_on_stdout=cli.STDIN in (csv, json_path))
