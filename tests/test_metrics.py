@@ -180,6 +180,13 @@ def test_evaluate_text(mini):
     torch.testing.assert_close(bare, loss()(logits, tokens).double())
 
 
+def test_a_function_that_edits_its_logits(model):
+    tokens, _ = padded([6, 6], "right", VOCAB, 0)
+    metrics = {"f": lambda logits: logits.zero_()[:, 0, 0], "p": prob(1)}
+    found = evaluate(model, tokens, metrics)
+    torch.testing.assert_close(found["p"], evaluate(model, tokens, prob(1))["prob"])
+
+
 def test_a_metric_keeps_its_own_copy():
     ids = torch.tensor([1, 2])
     metric, pos = logit_diff(ids, 3), torch.tensor([0, 1])

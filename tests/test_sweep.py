@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from analyses.metrics import Function, kl, log_prob, logit_diff, loss, prob
 from analyses.sweep import sweep
-from hooks import Ablate, Add, Edit, HookError, Patch, Scale, UnknownHookName
+from hooks import Ablate, Add, Edit, HookError, Patch, Scale, UnknownHookName, resolve
 from interp import HookedGPT2
 from interp.points import hook_points
 
@@ -183,6 +183,50 @@ def test_any_edits(world, data, rng):
         batch_size=data.draw(st.sampled_from(["auto", 1, 2, 7]), "batch size"),
         memory_limit=data.draw(st.sampled_from([2**30, 2**21]), "memory limit"),
     )
+
+
+@pytest.mark.parametrize("short", ["q_input", "k_input", "v_input", "result", "z", "pattern"])
+def test_given_where_nothing_is_carried(world, short):
+    """Edits join later in a block than what is on throughout there."""
+    here = world("right")
+    on = [Scale((short, layer), factor=0.5, pos=-1) for layer in range(2)]
+    edits = [Scale(("mlp_out", layer), factor=2.0) for layer in range(2)]
+    edits.append(Scale("ln_final.hook_normalized", factor=2.0))
+    check(here, edits, given=on)
+    check(here, [[*on[1:], edits[1]], [on[1], edits[0]]], given=on[:1])
+
+
+@pytest.mark.parametrize("short", ["embed", "q_input", "z", "pattern"])
+def test_little_memory(world, short, monkeypatch):
+    """Few prompts have their base run at a time, and few rows climb together."""
+    model = world("one").model
+    lengths = [5, 3, 6, 4, 7, 3, 5, 2]
+    tokens, mask = padded(lengths, "left", 31, 11)
+    runs = [padded(lengths, side, 31, 12) for side in ("right", "left")]
+    source, twins = (
+        model.run_with_cache(ids, attention_mask=own, names_filter=every_point)[1]
+        for ids, own in runs
+    )
+    many = World(model, tokens, mask, source, world("even").reference, twins)
+    rng = Random(short)
+    layers = (None,) if short == "embed" else (0, 1)
+    edits = [
+        random_edit(rng, many, "hook_embed" if n is None else resolve((short, n), NAMES))
+        for n in layers
+        for _ in range(3)
+    ]
+    metrics = {name: all_metrics(many)[name] for name in ("own position", "kl", "loss")}
+    base_runs, whole = [], HookedGPT2.run_with_cache
+
+    def counted(model, input, *args, **options):
+        base_runs[-1] += 1
+        return whole(model, input, *args, **options)
+
+    monkeypatch.setattr(HookedGPT2, "run_with_cache", counted)
+    for limit in (2**30, 200_000, 100_000):
+        base_runs.append(0)
+        check(many, edits, metrics, memory_limit=limit)
+    assert base_runs[0] == 1 < base_runs[2] <= 8
 
 
 @pytest.mark.parametrize("kind", ["even", "left"])
@@ -468,6 +512,22 @@ def test_metric_forms(world):
     torch.testing.assert_close(named.values["own"], several.values["mine"])
 
 
+def test_a_function_that_edits_its_logits(world):
+    """What it is given is its own."""
+    here = world("left")
+
+    def doubled(logits):
+        logits *= 2
+        return logits[:, :, 3].sum(1).tanh()
+
+    def first(logits):
+        logits[:, 0] = 0.0
+        return logits[..., 5].mean(1)
+
+    edits = [Scale(("z", 0), pos=pos, factor=2.0) for pos in (-1, -2, -3)]
+    check(here, edits, {"doubled": doubled, "kl": kl(pos=None), "first": first})
+
+
 def test_nothing_is_left_behind(world, capfd):
     here = world("left")
     before = {n: p.clone() for n, p in here.model.named_parameters()}
@@ -549,7 +609,11 @@ def zeros(*shape):
         (Ablate(("resid_pre", 0), head=0), ValueError, "no heads"),
         (Patch(("z", 0), source=zeros(5)), ValueError, r"\(5,\).* batch=3 pos=6 head=4 d_head=4"),
         (Add("hook_embed", pos=0, value=zeros(2, 16)), ValueError, "batch=3 d_model=16"),
-        (Add("hook_embed", value=torch.zeros(16)), ValueError, "float32, the activation torch.float64"),
+        (
+            Add("hook_embed", value=torch.zeros(16)),
+            ValueError,
+            "float32, the activation torch.float64",
+        ),
     ],
     ids=repr,
 )
