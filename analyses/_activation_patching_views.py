@@ -38,8 +38,9 @@ def page(result: "ActivationPatching", top_k: int = 10) -> report.Page:
     pair = result.pair
     page = report.Page(
         f"Activation patching: {result.provenance.model}",
-        f"{result.direction.capitalize()}: {_WHAT[result.direction]}. Colours show how far from "
-        "that the metric moves: red up, blue down. Blanks are shown as ·, line ends as ⏎.",
+        f"{result.direction.capitalize()}: {_WHAT[result.direction]}. Colours show how far the "
+        "metric moves from the run without a patch: red up, blue down. "
+        "Blanks are shown as ·, line ends as ⏎.",
     )
     page.heading(f"Prompts: {pair.source}" if pair.source else "Prompts")
     for example in range(min(len(pair), _MOST_PROMPTS)):

@@ -172,7 +172,7 @@ def _heat(
 
     neutral = effects.neutral(scale)
     data = [folded(effects.on(one), effects, grid) for one in _scales(effects)]
-    data.append(folded(effects.stderr, effects, grid))
+    data.append(folded(effects.change_stderr, effects, grid))
     shown = folded(effects.on(scale), effects, grid)
     step = _step(limit)
     ticks = [i * step for i in range(-2, 3) if abs(i * step) <= limit]
@@ -181,7 +181,7 @@ def _heat(
         *(f"{one} %{{customdata[{i}]:.4g}}" for i, one in enumerate(_scales(effects))),
     ]
     if effects.n_examples > 1:
-        hover.append(f"standard error of value %{{customdata[{len(data) - 1}]:.2g}}")
+        hover.append(f"standard error of change %{{customdata[{len(data) - 1}]:.2g}}")
     return go.Heatmap(
         # The distance, not the number: plotly's diverging colours part at 0.
         z=folded(distance, effects, grid),
@@ -334,7 +334,7 @@ def strongest(views: Sequence[tuple[str, "Effects"]], k: int) -> Strongest:
             row += [effects.labels[axis][i] for axis, i in zip(first.axes, place, strict=True)]
             row += [f"{float(values[place]):.3f}" for values in numbers]
             if effects.n_examples > 1:
-                stderr = float(effects.stderr[place])
+                stderr = float(effects.change_stderr[place])
                 row.append("" if math.isnan(stderr) else f"{stderr:.3f}")
                 row.append(str(int(effects.examples[place])))
             found.append((abs(float(numbers[0][place]) - neutral), row))
@@ -343,7 +343,7 @@ def strongest(views: Sequence[tuple[str, "Effects"]], k: int) -> Strongest:
     labels = [*(["view"] if len(views) > 1 else []), *first.axes]
     headers = [*labels, *_scales(first)]
     if first.n_examples > 1:
-        headers += ["± s.e. of value", "examples"]
+        headers += ["± s.e. of change", "examples"]
     rows = [row for _, row in found]
     return Strongest(headers, len(labels), rows, [distance / most for distance, _ in found])
 

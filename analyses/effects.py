@@ -164,14 +164,23 @@ class Effects:
     @property
     def stderr(self) -> Float[Tensor, "*axes"]:
         """The standard error of `mean`; NaN with a single example."""
+        return self._stderr(self.values)
+
+    def _stderr(self, per_example: Tensor) -> Tensor:
         n = self.examples
-        squares = (self.values - self.mean[..., None]).pow(2).nansum(-1)
+        squares = (per_example - per_example.nanmean(-1, keepdim=True)).pow(2).nansum(-1)
         return (squares / (n - 1) / n).sqrt().where(n > 1, math.nan)
 
     @property
     def change(self) -> Float[Tensor, "*axes"]:
         """What each edit adds to the metric, averaged over examples."""
         return (self.values - self.base).nanmean(-1)
+
+    @property
+    def change_stderr(self) -> Float[Tensor, "*axes"]:
+        """The standard error of `change`; smaller than that of `mean` where examples differ more
+        from each other than in how they change."""
+        return self._stderr(self.values - self.base)
 
     @property
     def normalised(self) -> Float[Tensor, "*axes"]:
@@ -327,9 +336,9 @@ class Effects:
         """One row per place on the axes (and, if asked, per example), as a table.
 
         Columns: `view` (the name), `metric`; per axis its number, and its label as `layer_label`
-        and so on; then, of the mean over examples, `value`, `stderr`, `change`, `normalised` (where
-        there are two runs) and `examples`, how many there are of this place. With `per_example`:
-        `example`, `value` and `change`.
+        and so on; then, of the mean over examples, `value` and `stderr`, `change` and
+        `change_stderr`, `normalised` (where there are two runs) and `examples`, how many there are
+        of this place. With `per_example`: `example`, `value` and `change`.
 
         A place that no example has is left out.
         """
@@ -349,9 +358,14 @@ class Effects:
         import pandas as pd
 
         columns = dict(self._places())
-        scales = SCALES if self.scale == "normalised" else SCALES[:-1]
-        numbers = {scale: self.on(scale) for scale in scales}
-        numbers = {"value": numbers.pop("value"), "stderr": self.stderr, **numbers}
+        numbers = {
+            "value": self.mean,
+            "stderr": self.stderr,
+            "change": self.change,
+            "change_stderr": self.change_stderr,
+        }
+        if self.scale == "normalised":
+            numbers["normalised"] = self.normalised
         columns |= {name: values.reshape(-1).tolist() for name, values in numbers.items()}
         columns["examples"] = self.examples.long().reshape(-1).tolist()
         return pd.DataFrame(columns)

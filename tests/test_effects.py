@@ -73,6 +73,9 @@ def test_numbers_are_what_they_say() -> None:
             assert float(e.change[layer, pos]) == pytest.approx(change)
             assert float(e.normalised[layer, pos]) == pytest.approx((mean - low) / (high - low))
             assert float(e.stderr[layer, pos]) == pytest.approx((variance / len(there)) ** 0.5)
+            each = torch.tensor([row[i] - float(e.base[i]) for i in there])
+            error = each.std() / len(there) ** 0.5
+            assert float(e.change_stderr[layer, pos]) == pytest.approx(float(error), rel=1e-5)
 
 
 def test_the_ends_are_0_and_1_and_no_edit_is_neutral() -> None:
@@ -200,7 +203,7 @@ def test_frame_is_tidy() -> None:
     assert len(frame) == 11
     assert list(frame.columns) == [
         "view", "metric", "layer", "layer_label", "pos", "pos_label",
-        "value", "stderr", "change", "normalised", "examples",
+        "value", "stderr", "change", "change_stderr", "normalised", "examples",
     ]  # fmt: skip
     row = frame[(frame["layer"] == 5) & (frame["pos"] == 2)].iloc[0]
     assert row["value"] == float(e.mean[1, 2])
