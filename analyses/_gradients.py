@@ -109,10 +109,7 @@ class Contrasts:
         Raises:
             ValueError, TypeError, IndexError: one that does not fit; says which and why.
         """
-        named = named_metrics(pair.metric if metric is None else metric)
-        if len(named) != 1:
-            raise ValueError(f"one metric is differentiated, not {len(named)}: {', '.join(named)}")
-        ((name, chosen),) = named.items()
+        name, chosen = one_metric(pair.metric if metric is None else metric)
         if direction not in RUNS:
             raise ValueError(unknown("direction", str(direction), tuple(RUNS)))
         _check_count("steps", steps, None)
@@ -314,6 +311,18 @@ class _Judge:
         if self.whole:
             return there
         return self._model.unembed(self._model.ln_final(there), self._ids)
+
+
+def one_metric(metric: AnyMetric) -> tuple[str, Metric | Function]:
+    """A metric and its name.
+
+    Raises:
+        ValueError, TypeError: there are several, or it is none.
+    """
+    named = named_metrics(metric)
+    if len(named) != 1:
+        raise ValueError(f"one metric is differentiated, not {len(named)}: {', '.join(named)}")
+    return next(iter(named.items()))
 
 
 def _check_count(name: str, value: object, besides: object) -> None:

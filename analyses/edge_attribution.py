@@ -37,10 +37,10 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -52,25 +52,33 @@ if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
     # without waiting seconds for torch, and then imports itself under its own name.
     import torch
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Bool, Float
     from torch import Tensor
 
     from analyses._agreement import Agreement
+    from analyses._edges import (
+        Part,
+        check_hooks,
+        points_kept,
+        receivers,
+        scores_of,
+        senders,
+        senders_before,
+        sent_by,
+    )
     from analyses._gradients import (
         RUNS,
-        Contrast,
         Contrasts,
         check_finite,
         columns_of_places,
-        take,
-        upcast,
+        one_metric,
     )
     from analyses.activation_patching import Direction, _pair, _positions
-    from analyses.metrics import AnyMetric, named_metrics
+    from analyses.metrics import AnyMetric
     from analyses.pairs import PromptPair
     from analyses.prompts import AnyPrompts
     from analyses.sweep import sweep
-    from hooks import ActivationCache, Add
+    from hooks import Add
     from interp import HookedGPT2
 
 if TYPE_CHECKING:
@@ -78,52 +86,6 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 DIRECTIONS = ("noising", "denoising")
-# Between a residual and what is read from it, or between what is written and the residual, these
-# are computed past: a function there would have no part in the scores.
-_PAST = (
-    "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "attn.hook_result",
-    "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_mlp_in",
-    "ln1.hook_scale", "ln1.hook_normalized", "attn.hook_q", "attn.hook_k", "attn.hook_v",
-)  # fmt: skip
-
-
-class Part(NamedTuple):
-    """A sender or a receiver.
-
-    Attributes:
-        kind: "input" (the embeddings of token and position), "head" or "mlp" of a sender; "q",
-            "k", "v" (of a head), "mlp" or "logits" of a receiver.
-        layer, head: where it has one.
-    """
-
-    kind: str
-    layer: int | None = None
-    head: int | None = None
-
-    def __str__(self) -> str:
-        if self.layer is None:
-            return self.kind
-        if self.kind == "mlp":
-            return f"{self.layer}.mlp"
-        return f"{self.layer}.{self.head}" + ("" if self.kind == "head" else f".{self.kind}")
-
-
-def senders(n_layers: int, n_heads: int) -> tuple[Part, ...]:
-    """All that writes to the residual stream, in order."""
-    found = [Part("input")]
-    for layer in range(n_layers):
-        found += [Part("head", layer, head) for head in range(n_heads)]
-        found.append(Part("mlp", layer))
-    return tuple(found)
-
-
-def receivers(n_layers: int, n_heads: int) -> tuple[Part, ...]:
-    """All that reads from the residual stream, in order: of a layer its queries, keys, values."""
-    found = []
-    for layer in range(n_layers):
-        found += [Part(kind, layer, head) for kind in "qkv" for head in range(n_heads)]
-        found.append(Part("mlp", layer))
-    return (*found, Part("logits"))
 
 
 # ------------------------------------------------------------------ the question
@@ -167,7 +129,7 @@ def edge_attribution(
             a point which the scores are computed past (`ln1`, `hook_resid_mid`, ...).
     """
     pair = _pair(model, clean, corrupted, attention_mask, prepend_bos)
-    _check_hooks(model)
+    check_hooks(model)
     cfg = model.cfg
     where = None if positions is None else _positions(pair, positions)
     columns = None if where is None else columns_of_places(where.where, pair)
@@ -179,7 +141,7 @@ def edge_attribution(
         metric,
         direction=direction,
         steps=steps,
-        names=_points(cfg.n_layers),
+        names=points_kept(cfg.n_layers),
         embeddings=True,
         batch_size=batch_size,
         memory_limit=memory_limit,
@@ -190,7 +152,7 @@ def edge_attribution(
     ends: dict[str, list[Tensor]] = {"base": [], "source": []}
     for contrast in contrasts:
         here = None if columns is None else columns[contrast.examples]
-        scores.append(_scores(model, contrast, here).cpu())
+        scores.append(scores_of(model, contrast, here).cpu())
         ends["base"].append(contrast.base_metric.to("cpu", torch.float64))
         ends["source"].append(contrast.source_metric.to("cpu", torch.float64))
     base, source = (torch.cat(ends[name]) for name in ("base", "source"))
@@ -200,7 +162,7 @@ def edge_attribution(
         found = found.sum(-1, keepdim=True)  # one number for all prompts together
     exists = torch.zeros(len(sending), len(receiving), dtype=torch.bool)
     for index, receiver in enumerate(receiving):
-        exists[: _n_before(receiver, cfg.n_layers, cfg.n_heads), index] = True
+        exists[: senders_before(receiver, cfg.n_layers, cfg.n_heads), index] = True
     call = (
         f"edge_attribution(model, ..., metric={contrasts.judge.name}, direction={direction!r}, "
         f"steps={steps}, positions={positions!r}, prepend_bos={pair.prepend_bos})"
@@ -219,138 +181,6 @@ def edge_attribution(
         pair=pair,
         provenance=report.Provenance.of(model, call),
     )
-
-
-def _check_hooks(model: HookedGPT2) -> None:
-    for name, point in model.hook_dict.items():
-        if name.endswith(_PAST) and (point.fwd_hooks or point.bwd_hooks):
-            raise ValueError(
-                f"a function listens at {name!r}: edge scores are computed past that point and "
-                f"would not have it in them. Remove it (model.reset_hooks()), or listen elsewhere"
-            )
-
-
-def _points(n_layers: int) -> list[str]:
-    """What is kept of a run: what senders wrote, what receivers read, the gradients there."""
-    inside = ("hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_z",
-              "hook_mlp_in", "hook_mlp_out")  # fmt: skip
-    each = [f"blocks.{layer}.{name}" for layer in range(n_layers) for name in inside]
-    return [*each, f"blocks.{n_layers - 1}.hook_resid_post"]
-
-
-def _n_before(receiver: Part, n_layers: int, n_heads: int) -> int:
-    """How many of the senders come before a receiver."""
-    layer = n_layers if receiver.layer is None else receiver.layer
-    return 1 + layer * (n_heads + 1) + (n_heads if receiver.kind == "mlp" else 0)
-
-
-def _scores(
-    model: HookedGPT2, contrast: Contrast, where: Int[Tensor, "example place"] | None
-) -> Float[Tensor, "sender receiver *pos example"]:
-    """The estimates for some examples; 0 where there is no edge.
-
-    Args:
-        where: columns of the positions to keep apart, of these examples; None for the sum.
-    """
-    cfg = model.cfg
-    with torch.no_grad():
-        sent = _sent(model, contrast.source, contrast.base)  # example sender pos d_model
-        if where is not None:
-            sent = take(sent, 2, where)
-        receiving = receivers(cfg.n_layers, cfg.n_heads)
-        places = () if where is None else (where.shape[1],)
-        scores = sent.new_zeros(len(sent), *places, sent.shape[1], len(receiving))
-        n_steps = 0
-        for steps, cache in contrast.gradients:
-            first = 0
-            for read in _read(model, cache, steps):  # example receiver pos d_model
-                read = read if where is None else take(read, 2, where)
-                after = first + read.shape[1]
-                n_before = _n_before(receiving[first], cfg.n_layers, cfg.n_heads)
-                scores[..., :n_before, first:after] += _products(
-                    sent[:, :n_before], read, apart=where is not None
-                )
-                first = after
-            n_steps += steps
-    return (scores / n_steps).movedim((0, *range(1, 1 + len(places))), (-1, *(2,) * len(places)))
-
-
-def _products(sent: Tensor, read: Tensor, apart: bool) -> Tensor:
-    """`example sender pos d_model` times `example receiver pos d_model`, summed over `d_model`, and
-    over `pos` unless kept apart: `example (pos) sender receiver`."""
-    if apart:
-        return sent.transpose(1, 2) @ read.permute(0, 2, 3, 1)
-    return sent.flatten(2) @ read.flatten(2).transpose(1, 2)
-
-
-def _sent(
-    model: HookedGPT2, source: ActivationCache, base: ActivationCache
-) -> Float[Tensor, "example sender pos d_model"]:
-    """By how much what each sender wrote differs between the runs."""
-    cfg = model.cfg
-
-    def difference(name: str | tuple[str, int]) -> Tensor:
-        return upcast(source[name]) - upcast(base[name])
-
-    embedded = difference("hook_embed") + difference("hook_pos_embed")
-    n, n_pos, d_model = embedded.shape
-    found = embedded.new_empty(n, 1 + cfg.n_layers * (cfg.n_heads + 1), n_pos, d_model)
-    found[:, 0] = embedded
-    for layer in range(cfg.n_layers):
-        first = 1 + layer * (cfg.n_heads + 1)
-        last = first + cfg.n_heads
-        z = difference(("z", layer)).transpose(1, 2)  # example head pos d_head
-        torch.matmul(z, upcast(model.W_O[layer].detach()), out=found[:, first:last])
-        found[:, last] = difference(("mlp_out", layer))
-    return found
-
-
-def _read(
-    model: HookedGPT2, cache: ActivationCache, steps: int
-) -> Iterator[Float[Tensor, "example receiver pos d_model"]]:
-    """Gradients at what receivers read, summed over the steps that a cache holds.
-
-    In order of `receivers`: of each layer its queries, keys and values, then its MLP; then the
-    logits.
-    """
-
-    def gradient(point: str, layer: int) -> Tensor:
-        return upcast(cache[f"blocks.{layer}.{point}_grad"])
-
-    def over_steps(values: Tensor) -> Tensor:
-        return values if steps == 1 else values.unflatten(0, (steps, -1)).sum(0)
-
-    for layer in range(model.cfg.n_layers):
-        projected = []
-        for kind, weight in (("q", model.W_Q), ("k", model.W_K), ("v", model.W_V)):
-            there = gradient(f"attn.hook_{kind}", layer).transpose(1, 2)  # row head pos d_head
-            projected.append(there @ upcast(weight[layer].detach()).transpose(1, 2))
-        at_norm = torch.cat(projected, 1)  # row (kind head) pos d_model
-        residual = upcast(cache["resid_pre", layer])
-        yield over_steps(
-            _through_norm(at_norm, residual, model.blocks[layer].ln1.w.detach(), model.cfg.eps)
-        )
-        yield over_steps(gradient("hook_mlp_in", layer))[:, None]
-    yield over_steps(gradient("hook_resid_post", model.cfg.n_layers - 1))[:, None]
-
-
-def _through_norm(
-    gradient: Float[Tensor, "row receiver pos d_model"],
-    residual: Float[Tensor, "row pos d_model"],
-    gain: Float[Tensor, " d_model"],
-    eps: float,
-) -> Float[Tensor, "row receiver pos d_model"]:
-    """From the gradient at what a layer norm gives to that at what it gets, for many readers.
-
-    A layer norm's derivative is symmetric: the same map, gradient by gradient, takes out what lies
-    along the mean and along the normalised residual, and divides by the scale.
-    """
-    scale = (residual.var(-1, correction=0, keepdim=True) + eps).sqrt()
-    normalized = ((residual - residual.mean(-1, keepdim=True)) / scale)[:, None]
-    found = gradient * gain
-    along = (found * normalized).mean(-1, keepdim=True)
-    found = found - found.mean(-1, keepdim=True) - normalized * along
-    return found / scale[:, None]
 
 
 # ------------------------------------------------------------------ the result
@@ -475,7 +305,54 @@ class EdgeAttribution:
         Raises:
             ValueError: k is below 1, or the metric gives other numbers at the base run.
         """
-        return _with_exact(self, model, k, metric, batch_size, memory_limit, progress)
+        pair, edges = self.pair, self.strongest(k)
+        name, measure = one_metric(pair.metric if metric is None else metric)
+        base, source = (getattr(pair, which).to(model.device) for which in RUNS[self.direction])
+        mask = pair.attention_mask.to(model.device)
+        names = ["hook_embed", "hook_pos_embed", *(
+            f"blocks.{layer}.{point}" for layer in range(model.cfg.n_layers)
+            for point in ("attn.hook_z", "hook_mlp_out")
+        )]  # fmt: skip
+        with torch.no_grad():
+            of_source, of_base = (
+                model.run_with_cache(tokens, None, names_filter=names, attention_mask=mask)[1]
+                for tokens in (source, base)
+            )
+            sent = sent_by(model, of_source, of_base).to(model.dtype)
+        last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
+        edits = []
+        for sender, receiver in edges:
+            to = self.receivers[receiver]
+            point = f"blocks.{to.layer}.hook_{to.kind}_{'in' if to.kind == 'mlp' else 'input'}"
+            point = last if to.kind == "logits" else point
+            edits.append(Add(point, head=to.head, value=sent[:, sender]))
+        swept = sweep(
+            model,
+            base,
+            edits,
+            {name: measure},
+            attention_mask=mask,
+            batch_size=batch_size,
+            memory_limit=memory_limit,
+            progress=progress,
+        )
+        at_base = swept.base[name]
+        same = at_base.shape == self.base.shape
+        if not same or not torch.allclose(at_base, self.base, rtol=1e-3, atol=1e-3):
+            raise ValueError(
+                f"metric {name} is {float(at_base.mean()):.4g} at the base run, but the scores are "
+                f"of {self.metric}, which was {float(self.base.mean()):.4g}: give with_exact the "
+                "same model and metric"
+            )
+        chosen = torch.tensor(edges)
+        found = Agreement.of(
+            f"the {len(edges)} strongest edges",
+            self.metric,
+            self.total[chosen[:, 0], chosen[:, 1]].double(),
+            (swept.values[name] - at_base).mean(-1),
+            [f"{self.senders[s]} → {self.receivers[r]}" for s, r in edges],
+        )
+        return replace(self, patched=tuple(edges), agreement=found)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per edge (and position).
@@ -584,65 +461,6 @@ class EdgeAttribution:
             lines.append(f"  {row['sender']} -> {row['receiver']}{at}: {row['score']:+.4g}")
         lines += [] if self.agreement is None else [f"  {self.agreement!r}"]
         return "\n".join(lines)
-
-
-def _with_exact(
-    result: EdgeAttribution,
-    model: HookedGPT2,
-    k: int,
-    metric: AnyMetric | None,
-    batch_size: int | Literal["auto"],
-    memory_limit: int,
-    progress: bool,
-) -> EdgeAttribution:
-    """See `EdgeAttribution.with_exact`."""
-    pair, edges = result.pair, result.strongest(k)
-    ((name, measure),) = named_metrics(pair.metric if metric is None else metric).items()
-    base, source = (getattr(pair, which).to(model.device) for which in RUNS[result.direction])
-    mask = pair.attention_mask.to(model.device)
-    names = ["hook_embed", "hook_pos_embed", *(
-        f"blocks.{layer}.{point}" for layer in range(model.cfg.n_layers)
-        for point in ("attn.hook_z", "hook_mlp_out")
-    )]  # fmt: skip
-    with torch.no_grad():
-        of_source, of_base = (
-            model.run_with_cache(tokens, None, names_filter=names, attention_mask=mask)[1]
-            for tokens in (source, base)
-        )
-        sent = _sent(model, of_source, of_base).to(model.dtype)
-    last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
-    edits = []
-    for sender, receiver in edges:
-        to = result.receivers[receiver]
-        point = f"blocks.{to.layer}.hook_{to.kind}_{'in' if to.kind == 'mlp' else 'input'}"
-        point = last if to.kind == "logits" else point
-        edits.append(Add(point, head=to.head, value=sent[:, sender]))
-    swept = sweep(
-        model,
-        base,
-        edits,
-        {name: measure},
-        attention_mask=mask,
-        batch_size=batch_size,
-        memory_limit=memory_limit,
-        progress=progress,
-    )
-    at_base = swept.base[name]
-    if not torch.allclose(at_base, result.base, rtol=1e-3, atol=1e-3):
-        raise ValueError(
-            f"metric {name} is {float(at_base.mean()):.4g} at the base run, but the scores are of "
-            f"{result.metric}, which was {float(result.base.mean()):.4g}: give with_exact the same "
-            "model and metric"
-        )
-    chosen = torch.tensor(edges)
-    found = Agreement.of(
-        f"the {len(edges)} strongest edges",
-        result.metric,
-        result.total[chosen[:, 0], chosen[:, 1]].double(),
-        (swept.values[name] - at_base).mean(-1),
-        [f"{result.senders[s]} → {result.receivers[r]}" for s, r in edges],
-    )
-    return replace(result, patched=tuple(edges), agreement=found)
 
 
 def _plain(value: Any) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from analyses.attribution_patching import attribution_patching
+from analyses.edge_attribution import edge_attribution
 from analyses.pairs import PromptPair
 from benchmarks._interleaved import interleaved
 from interp import HookedGPT2, HookedGPT2Config
@@ -66,7 +67,9 @@ def measure(model: HookedGPT2, shape: list[int], rounds: int) -> None:
         "forward": forward,
         "forward, forward-backward": passes,
         "all nodes": partial(attribution_patching, model, pair),
+        "all edges": partial(edge_attribution, model, pair),
         f"all nodes, {STEPS} steps": partial(attribution_patching, model, pair, steps=STEPS),
+        f"all edges, {STEPS} steps": partial(edge_attribution, model, pair, steps=STEPS),
     }
     timing = interleaved(ways, rounds)
     print(f"\nbatch x pos = {' x '.join(map(str, shape))}")
