@@ -69,7 +69,10 @@ def _sum_line(found: "Attribution") -> str:
     """The logit difference and how well the parts sum to it."""
     n = len(found.logit_diff)
     mean, off = float(found.logit_diff.mean()), float(found.remainder.abs().max())
-    mean_text = f"{mean:.4f}" + (f" on average over {n} prompts" if n > 1 else "")
+    over = [f"{n} prompts"] if n > 1 else []
+    if any(len(row) > 1 for row in found.positions):
+        over.append("the positions read")
+    mean_text = f"{mean:.4f}" + (f" on average over {' and '.join(over)}" if over else "")
     exactly = f"the components sum to it within {off:.1g}" if off else "the components sum to it"
     return f"{asked(found)}: {mean_text} ({exactly}), in nats."
 

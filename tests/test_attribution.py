@@ -559,9 +559,10 @@ def test_command(prompt, tmp_path, capsys):
 
 
 def test_command_on_a_task(capsys):
-    assert run("--task", "ioi", "--n", 3, "--model", "mini", "--no-neurons") == 0
+    asked = ["--task", "ioi", "--n", 3, "--model", "mini", "--no-neurons", "--positions", "2,-1"]
+    assert run(*asked) == 0
     shown = capsys.readouterr().out
-    assert "on average over 3 prompts" in shown
+    assert "on average over 3 prompts and the positions read" in shown
     assert "Neurons" not in shown
 
 
