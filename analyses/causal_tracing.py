@@ -106,10 +106,12 @@ def noise_level(model: HookedGPT2, subjects: Sequence[str] = (), multiple: float
         `multiple` times the standard deviation of all numbers in these embeddings.
     """
     embeddings = model.W_E.detach()
+    if embeddings.dtype.itemsize < 4:
+        embeddings = embeddings.float()
     if subjects:
         ids = [model.to_tokens(text, prepend_bos=False)[0] for text in subjects]
         embeddings = embeddings[torch.cat(ids)]
-    return multiple * float(embeddings.double().std())
+    return multiple * float(embeddings.std())
 
 
 def rome_noise(
@@ -301,13 +303,14 @@ def trace_facts(
         ValueError: no fact is left; and as `causal_tracing`, with the number of the fact.
     """
     traces, unknown_facts = [], []
+    level = noise_level(model) if options.get("noise") is None else options["noise"]
     for index in cli.progress(range(len(facts)), "causal tracing"):
         fact = facts[index]
         try:
             if only_known and fact.answer is not None and not _knows(model, fact, options):
                 unknown_facts.append(fact)
                 continue
-            one = {"progress": False, **options, "answer": fact.answer}
+            one = {"progress": False, **options, "answer": fact.answer, "noise": level}
             traces.append(causal_tracing(model, fact.prompt, fact.subject, **one))
         except (ValueError, IndexError) as error:
             raise type(error)(f"fact {index}: {error}") from error

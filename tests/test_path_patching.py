@@ -105,9 +105,9 @@ def naive(
         value[place] = source[hook.name][place]
         return value
 
-    hooks: list[Any] = [("*attn.hook_z", frozen)]
+    hooks: list[Any] = [(f"blocks.{layer}.attn.hook_z", frozen) for layer in range(3)]
     if freeze_mlps:
-        hooks.append(("*hook_mlp_out", frozen))
+        hooks += [(f"blocks.{layer}.hook_mlp_out", frozen) for layer in range(3)]
     names = {"head": ("z", sender.layer), "mlp": ("mlp_out", sender.layer), "embed": "embed"}
     hooks.append((names[sender.kind], sent))
     seen: dict[Receiver, Tensor] = {}
@@ -138,8 +138,9 @@ def everywhere(pair: PromptPair) -> Tensor:
 
 
 def every_sender() -> list[Sender]:
-    heads = [Sender("head", layer, head) for layer in range(3) for head in range(2)]
-    return [*heads, *(Sender("mlp", layer) for layer in range(3)), Sender("embed")]
+    found = [Sender("embed"), Sender("mlp", 0), Sender("head", 0, 0), Sender("head", 0, 1)]
+    found += [Sender("head", 1, 0), Sender("mlp", 1), Sender("head", 1, 1)]
+    return [*found, Sender("head", 2, 0), Sender("head", 2, 1), Sender("mlp", 2)]
 
 
 def found(result: PathPatching, sender: Sender) -> Tensor:
@@ -156,24 +157,21 @@ SETS = [
     ["1.1.v"],
     ["1.0.q", "2.1.q", "2.1.v", "2.0.v"],
     ["resid_mid.1"],
-    ["resid_pre.2"],
-    ["resid_post.0"],
-    ["mlp_in.2"],
+    ["resid_post.0", "resid_pre.2"],
     ["mlp_in.1", "2.0.k"],
 ]
 
 
 @pytest.mark.parametrize("freeze_mlps", [False, True])
-@pytest.mark.parametrize("receivers", SETS, ids=" ".join)
-def test_equals_four_hooked_runs(
-    model: HookedGPT2, receivers: list[str], freeze_mlps: bool
-) -> None:
+@pytest.mark.parametrize("index", range(len(SETS)), ids=[" ".join(names) for names in SETS])
+def test_equals_four_hooked_runs(model: HookedGPT2, index: int, freeze_mlps: bool) -> None:
+    receivers = SETS[index]
     pair = random_pair((7, 5))
     result = path_patching(model, pair, receivers, freeze_mlps=freeze_mlps)
     names = [receiver.replace("logits", "resid_post.2") for receiver in receivers]
     assert [str(receiver) for receiver in result.receivers] == names
     moved = 0
-    for sender in every_sender()[freeze_mlps::2]:  # the others with the other setting
+    for sender in every_sender()[freeze_mlps::3]:
         expected = naive(
             model, pair, sender, list(result.receivers), everywhere(pair), freeze_mlps=freeze_mlps
         )
@@ -182,7 +180,7 @@ def test_equals_four_hooked_runs(
     assert moved  # the test compares something
 
 
-@pytest.mark.parametrize("receivers", [["logits"], ["2.0.k", "1.1.v"], ["resid_pre.1"]])
+@pytest.mark.parametrize("receivers", [["logits"], ["2.0.k", "1.1.v"]])
 def test_positions_by_number_by_name_and_per_example(
     model: HookedGPT2, receivers: list[str]
 ) -> None:
@@ -196,7 +194,7 @@ def test_positions_by_number_by_name_and_per_example(
     ]
     for pos, columns in cases:
         result = path_patching(model, pair, receivers, pos=pos)
-        for sender in every_sender()[::4]:
+        for sender in every_sender()[::5]:
             expected = naive(model, pair, sender, list(result.receivers), columns)
             torch.testing.assert_close(found(result, sender), expected, atol=1e-10, rtol=0)
 
@@ -216,10 +214,10 @@ def test_each_position_by_itself(model: HookedGPT2, pos: Any) -> None:
             torch.tensor([[6], [4]]),
         ]
     )
-    for slot, columns in enumerate(slots):
+    for slot, columns in list(enumerate(slots))[:: 3 if pos is None else 1]:
         there = columns[:, 0] < pair.lengths
         short = torch.where(there, columns[:, 0], 0)[:, None]
-        for sender in (Sender("head", 0, 1), Sender("mlp", 0), Sender("embed")):
+        for sender in (Sender("head", 0, 1), Sender("mlp", 0)):
             expected = naive(model, pair, sender, list(result.receivers), short)
             got = found(result, sender)[slot]
             torch.testing.assert_close(got[there], expected[there], atol=1e-10, rtol=0)
@@ -289,7 +287,7 @@ def test_percent_is_the_papers(model: HookedGPT2) -> None:
     base = result.base.mean()
     paper = (result.views["head"].values.mean(-1) - base) / base * 100
     torch.testing.assert_close(result.in_percent()["head"].change, paper)
-    frame = result.to_frame()
+    frame: Any = result.to_frame()
     percent = [row.percent for row in frame.itertuples() if row.view == "head"]
     torch.testing.assert_close(torch.tensor(percent, dtype=torch.float64), paper.flatten())
     assert set(frame["receivers"]) == {"resid_post.2"}
@@ -301,7 +299,8 @@ def test_a_base_of_nothing_has_no_percent(model: HookedGPT2) -> None:
     assert float(result.base.mean()) == 0
     with pytest.raises(ValueError, match="no change in percent"):
         result.in_percent()
-    assert result.to_frame()["percent"].count() == 0
+    frame: Any = result.to_frame()
+    assert frame["percent"].count() == 0
     assert result.plot(percent=False).data
 
 
