@@ -28,7 +28,14 @@ from hooks.edits import Where, frozen_indices
 from hooks.located import columns_of, real_columns
 from interp import HookedGPT2
 
-Ids = int | Sequence[int] | Int[Tensor, ""] | Int[Tensor, " example"] | Int[Tensor, "example k"]
+Ids = (
+    int
+    | Sequence[int]
+    | Sequence[Sequence[int]]
+    | Int[Tensor, ""]
+    | Int[Tensor, " _"]
+    | Int[Tensor, "_ _"]
+)
 NO_TOKEN = -1
 
 
@@ -336,12 +343,13 @@ class Function:
     function: Callable[[Tensor], Any]
 
     def __call__(self, logits: Float[Tensor, "batch pos d_vocab"]) -> Float[Tensor, " value"]:
-        """Its answer as `batch` numbers, or 1.
+        """Its answer as `batch` numbers, or 1. It is given a copy of the logits.
 
         Raises:
             ValueError: anything but one number, or one per prompt.
         """
-        answer = self.function(logits)
+        # Of its own: what it does to them must reach nobody else.
+        answer = self.function(logits.clone())
         value = torch.as_tensor(answer)
         if tuple(value.shape) not in ((), (1,), (len(logits),)) or value.is_complex():
             raise ValueError(

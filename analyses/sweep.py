@@ -157,7 +157,7 @@ def plan(
         edits=together,
         located=tuple(_located(locator, i, one) for i, one in enumerate(together)),
         given=tuple(locator.locate(edit) for edit in given),
-        readout=Readout(model, prompts.tokens, prompts.attention_mask, metrics),
+        readout=Readout(model, prompts.tokens, prompts.attention_mask, metrics, memory_limit),
         metrics=metrics,
         batch_size=None if batch_size == "auto" else batch_size,
         memory_limit=memory_limit,
@@ -223,7 +223,8 @@ class Plan:
                     run = self._base(first, n)
                     read = self.readout.of_base(run, n)
                     here = slice(first, first + n)
-                    for name, found in read.values.items():
+                    for name in self.metrics:
+                        found = read.values[name]
                         if name not in values:
                             width = n_prompts if name in self.readout.metrics else len(found)
                             values[name] = torch.full((n_edits, width), torch.nan).double()

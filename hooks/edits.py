@@ -30,8 +30,16 @@ if TYPE_CHECKING:
     from hooks.located import LocatedEdit
 
 # The same for every prompt (a whole number or several), or one row per prompt (a tensor).
-Where = int | Sequence[int] | Int[Tensor, " batch"] | Int[Tensor, "batch n"] | None
-Which = int | Sequence[int] | None
+Where = (
+    int
+    | Int[Tensor, ""]
+    | np.ndarray
+    | Sequence[int]
+    | Int[Tensor, " batch"]
+    | Int[Tensor, "batch _"]
+    | None
+)
+Which = int | Sequence[int] | Int[Tensor, " _"] | np.ndarray | None
 KINDS = ("zero", "mean", "resample")
 
 
@@ -174,7 +182,7 @@ class Ablate(Edit):
 class Scale(Edit):
     """Multiply an activation by `factor`."""
 
-    factor: float = 1.0
+    factor: int | float = 1.0
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -75,7 +75,9 @@ class LocatedEdit:
 
     def __call__(self, activation: Tensor, hook: object = None, *, first: int = 0) -> None:
         """Apply it, in place, to the whole activation of the batch (of prompts `first` on)."""
-        for example, view in enumerate(position_first(activation, self.point.axes), start=first):
+        whole = position_first(activation, self.point.axes)
+        for example in range(first, first + len(activation)):
+            view = whole[example - first]
             columns = self.columns[example]
             self.write(view, columns, np.arange(len(columns)), example)
 

@@ -683,7 +683,7 @@ def test_a_metric_that_does_not_fit(world, metric, error, words):
 
 def test_a_metric_that_is_no_number(world):
     """NaN names the intervention and the prompt; infinity too is no result."""
-    here = world("right")
+    here = world("left")
     plain = run(here, [Ablate(("z", 1))], lambda logits: logits[:, -1, 0])
     level = plain.base[next(iter(plain.base))]
 

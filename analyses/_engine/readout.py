@@ -11,7 +11,7 @@ from analyses._engine.walk import Base, index
 from analyses.metrics import Cells, Function, Metric, next_columns
 from interp import HookedGPT2
 
-# Logits are made about so many bytes at a time; what is made of them takes a few times as much.
+# Larger pieces are no faster.
 _CHUNK_BYTES = 16 * 2**20
 
 
@@ -22,8 +22,10 @@ class Readout:
         model: whose unembedding is used.
         tokens, mask: the prompts.
         metrics: by name.
+        memory_limit: bytes that a sweep may take.
 
     Attributes:
+        chunk_bytes: so many bytes of logits are made at a time.
         reads: `example pos`, where any metric reads.
 
     Raises:
@@ -36,7 +38,10 @@ class Readout:
         tokens: Int[Tensor, "example pos"],
         mask: Bool[Tensor, "example pos"],
         metrics: Mapping[str, Metric | Function],
+        memory_limit: int,
     ) -> None:
+        # What is made of logits takes a few times as much.
+        self.chunk_bytes = min(_CHUNK_BYTES, memory_limit // 8)
         self._model, self._tokens = model, tokens
         self._next = next_columns(mask.cpu()).to(tokens.device)
         self.metrics = {n: m for n, m in metrics.items() if isinstance(m, Metric)}
@@ -140,8 +145,10 @@ class BaseReadout:
         readout = self._readout
         ids = readout._ids
         n_ids = self._model.cfg.d_vocab_out if ids is None else len(ids)
-        at_once = max(1, _CHUNK_BYTES // (n_ids * normalized.element_size()))
-        for start in range(0, len(row) if values else 0, at_once):
+        if not values:
+            return values
+        at_once = max(1, readout.chunk_bytes // (n_ids * normalized.element_size()))
+        for start in range(0, len(row), at_once):
             part = slice(start, start + at_once)
             logits = self._model.unembed(normalized[part], ids)
             for name, metric in readout.metrics.items():
