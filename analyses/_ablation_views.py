@@ -1,6 +1,5 @@
 """How an ablation looks: a page, and tables for the terminal."""
 
-import math
 from typing import TYPE_CHECKING
 
 from analyses import _attribution_views, cli, report
@@ -8,7 +7,6 @@ from analyses import _attribution_views, cli, report
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from rich.console import Console
-    from torch import Tensor
 
     from analyses.ablation import Ablation
     from analyses.effects import Effects
@@ -22,13 +20,6 @@ def what(found: "Ablation") -> str:
     text = f"{found.kind} ablation of {found.units}"
     taken = "mean over" if found.kind == "mean" else "drawn from"
     return f"{text} ({taken} {found.reference})" if found.reference else text
-
-
-def change_stderr(effects: "Effects") -> "Tensor":
-    """The standard error of the change: an example is compared with itself."""
-    change = effects.values - effects.base
-    n = change.shape[-1]
-    return change.std(-1) / n**0.5 if n > 1 else change.mean(-1) * math.nan
 
 
 def _summary(found: "Ablation") -> str:
@@ -51,7 +42,7 @@ def _strongest(found: "Ablation", top_k: int) -> tuple[list[str], list[list[str]
     n_units = found.effects.change.numel()
     effects = _attribution_views.only_strongest(found.effects, min(top_k, n_units), "change")
     change, mean, stderr = (
-        v.tolist() for v in (effects.change, effects.mean, change_stderr(effects))
+        v.tolist() for v in (effects.change, effects.mean, effects.change_stderr)
     )
     low, high = (ends.tolist() for ends in effects.interval(scale="change"))
     several = effects.n_examples > 1

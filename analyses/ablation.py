@@ -361,12 +361,8 @@ class Ablation:
         frame["view"] = self.units
         examples = frame.pop("examples")
         low, high = self.effects.interval(scale="change")
-        for name, values in (
-            ("stderr", views.change_stderr(self.effects)),
-            ("low", low),
-            ("high", high),
-        ):
-            frame[f"change_{name}"] = values.reshape(-1).tolist()
+        frame["change_low"] = low.reshape(-1).tolist()
+        frame["change_high"] = high.reshape(-1).tolist()
         frame["base"] = float(self.effects.base.mean())
         return frame.assign(examples=examples)
 

@@ -434,7 +434,9 @@ class Attribution:
         """
         from analyses._effects_views import concatenated
 
-        return concatenated(self.views).drop(columns=["change", "metric"], errors="ignore")
+        frame = concatenated(self.views)
+        # Nothing was edited: what `Effects` calls a change is the value itself.
+        return frame.drop(columns=["metric", "change", "change_stderr"])
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON; neurons as means over examples."""
