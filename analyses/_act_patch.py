@@ -316,8 +316,21 @@ class ActPatch(Protocol):
         ...
 
 
-def _over(name: str, what: str, point: str, setter: Setter, *axes: str) -> ActPatch:
+# A setter, and the axes that its index runs over.
+_AT_POS = (layer_pos_patch_setter, ("layer", "pos"))
+_HEAD = (layer_head_vector_patch_setter, ("layer", "head"))
+_HEAD_AT_POS = (layer_pos_head_vector_patch_setter, ("layer", "pos", "head"))
+_PATTERN = (layer_head_pattern_patch_setter, ("layer", "head_index"))
+_PATTERN_FROM = (layer_head_pos_pattern_patch_setter, ("layer", "head_index", "dest_pos"))
+_PATTERN_ENTRY = (
+    layer_head_dest_src_pos_pattern_patch_setter,
+    ("layer", "head_index", "dest_pos", "src_pos"),
+)
+
+
+def _over(name: str, point: str, over: tuple[Setter, tuple[str, ...]], what: str) -> ActPatch:
     """A function that patches one kind of activation over all indices (or those of `index_df`)."""
+    setter, axes = over
 
     def patch(
         model: HookedGPT2,
@@ -343,7 +356,7 @@ def _over(name: str, what: str, point: str, setter: Setter, *axes: str) -> ActPa
             return_index_df,
         )
 
-    patch.__name__ = patch.__qualname__ = name
+    patch.__name__ = patch.__qualname__ = f"get_act_patch_{name}"
     patch.__doc__ = f"""Patch {what}, one at a time.
 
     Args:
@@ -352,122 +365,60 @@ def _over(name: str, what: str, point: str, setter: Setter, *axes: str) -> ActPa
 
     Returns:
         The metric, `[{" ".join(axes)}]`.
+
+    Raises:
+        As `generic_activation_patch`.
     """
     return patch
 
 
-_POS, _HEAD, _POS_HEAD = ("layer", "pos"), ("layer", "head"), ("layer", "pos", "head")
-
 get_act_patch_resid_pre = _over(
-    "get_act_patch_resid_pre",
-    "the residual stream before each block at each position",
-    "resid_pre",
-    layer_pos_patch_setter,
-    *_POS,
+    "resid_pre", "resid_pre", _AT_POS, "the residual stream before each block at each position"
 )
 get_act_patch_resid_mid = _over(
-    "get_act_patch_resid_mid",
-    "the residual stream between attention and MLP at each position",
-    "resid_mid",
-    layer_pos_patch_setter,
-    *_POS,
+    "resid_mid", "resid_mid", _AT_POS, "the residual stream after attention at each position"
 )
 get_act_patch_attn_out = _over(
-    "get_act_patch_attn_out",
-    "the output of each attention layer at each position",
-    "attn_out",
-    layer_pos_patch_setter,
-    *_POS,
+    "attn_out", "attn_out", _AT_POS, "the output of each attention layer at each position"
 )
 get_act_patch_mlp_out = _over(
-    "get_act_patch_mlp_out",
-    "the output of each MLP at each position",
-    "mlp_out",
-    layer_pos_patch_setter,
-    *_POS,
+    "mlp_out", "mlp_out", _AT_POS, "the output of each MLP at each position"
 )
 get_act_patch_attn_head_out_by_pos = _over(
-    "get_act_patch_attn_head_out_by_pos",
-    "each head's output (z) at each position",
-    "z",
-    layer_pos_head_vector_patch_setter,
-    *_POS_HEAD,
+    "attn_head_out_by_pos", "z", _HEAD_AT_POS, "each head's output (z) at each position"
 )
 get_act_patch_attn_head_q_by_pos = _over(
-    "get_act_patch_attn_head_q_by_pos",
-    "each head's query at each position",
-    "q",
-    layer_pos_head_vector_patch_setter,
-    *_POS_HEAD,
+    "attn_head_q_by_pos", "q", _HEAD_AT_POS, "each head's query at each position"
 )
 get_act_patch_attn_head_k_by_pos = _over(
-    "get_act_patch_attn_head_k_by_pos",
-    "each head's key at each position",
-    "k",
-    layer_pos_head_vector_patch_setter,
-    *_POS_HEAD,
+    "attn_head_k_by_pos", "k", _HEAD_AT_POS, "each head's key at each position"
 )
 get_act_patch_attn_head_v_by_pos = _over(
-    "get_act_patch_attn_head_v_by_pos",
-    "each head's value at each position",
-    "v",
-    layer_pos_head_vector_patch_setter,
-    *_POS_HEAD,
+    "attn_head_v_by_pos", "v", _HEAD_AT_POS, "each head's value at each position"
 )
 get_act_patch_attn_head_pattern_by_pos = _over(
-    "get_act_patch_attn_head_pattern_by_pos",
-    "each head's attention from each position",
-    "pattern",
-    layer_head_pos_pattern_patch_setter,
-    "layer",
-    "head_index",
-    "dest_pos",
+    "attn_head_pattern_by_pos", "pattern", _PATTERN_FROM, "each head's attention from each position"
 )
 get_act_patch_attn_head_pattern_dest_src_pos = _over(
-    "get_act_patch_attn_head_pattern_dest_src_pos",
-    "each head's attention from each position to each position",
+    "attn_head_pattern_dest_src_pos",
     "pattern",
-    layer_head_dest_src_pos_pattern_patch_setter,
-    "layer",
-    "head_index",
-    "dest_pos",
-    "src_pos",
+    _PATTERN_ENTRY,
+    "each head's attention from each position to each position",
 )
 get_act_patch_attn_head_out_all_pos = _over(
-    "get_act_patch_attn_head_out_all_pos",
-    "each head's output (z) at all positions",
-    "z",
-    layer_head_vector_patch_setter,
-    *_HEAD,
+    "attn_head_out_all_pos", "z", _HEAD, "each head's output (z) at all positions"
 )
 get_act_patch_attn_head_q_all_pos = _over(
-    "get_act_patch_attn_head_q_all_pos",
-    "each head's queries at all positions",
-    "q",
-    layer_head_vector_patch_setter,
-    *_HEAD,
+    "attn_head_q_all_pos", "q", _HEAD, "each head's queries at all positions"
 )
 get_act_patch_attn_head_k_all_pos = _over(
-    "get_act_patch_attn_head_k_all_pos",
-    "each head's keys at all positions",
-    "k",
-    layer_head_vector_patch_setter,
-    *_HEAD,
+    "attn_head_k_all_pos", "k", _HEAD, "each head's keys at all positions"
 )
 get_act_patch_attn_head_v_all_pos = _over(
-    "get_act_patch_attn_head_v_all_pos",
-    "each head's values at all positions",
-    "v",
-    layer_head_vector_patch_setter,
-    *_HEAD,
+    "attn_head_v_all_pos", "v", _HEAD, "each head's values at all positions"
 )
 get_act_patch_attn_head_pattern_all_pos = _over(
-    "get_act_patch_attn_head_pattern_all_pos",
-    "each head's whole attention pattern",
-    "pattern",
-    layer_head_pattern_patch_setter,
-    "layer",
-    "head_index",
+    "attn_head_pattern_all_pos", "pattern", _PATTERN, "each head's whole attention pattern"
 )
 
 
