@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from analyses.ablation import Ablation
-    from analyses.effects import Effects
 
 # Of more neurons than this, the strongest are drawn.
 _MOST_BARS = 30
