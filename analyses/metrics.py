@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -350,6 +351,13 @@ class Function:
         """
         # Of its own: what it does to them must reach nobody else.
         answer = self.function(logits.clone())
+        if not isinstance(answer, Tensor | np.ndarray | np.number | float | int | Sequence) or (
+            isinstance(answer, str)
+        ):
+            raise ValueError(
+                f"metric {self.name} answered with {type(answer).__name__}: expected one number, "
+                f"or one per prompt ({len(logits)})."
+            )
         value = torch.as_tensor(answer)
         if tuple(value.shape) not in ((), (1,), (len(logits),)) or value.is_complex():
             raise ValueError(

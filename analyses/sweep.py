@@ -142,6 +142,8 @@ def plan(
         raise TypeError(f"batch_size is a whole number or 'auto', not {batch_size!r}.")
     if batch_size != "auto" and batch_size < 1:
         raise ValueError(f"batch_size is at least 1, not {batch_size}.")
+    if isinstance(memory_limit, bool) or not isinstance(memory_limit, int):
+        raise TypeError(f"memory_limit is a whole number of bytes, not {memory_limit!r}.")
     metrics = named_metrics(metric)
     prompts = Prompts.of(model, tokens, attention_mask, prepend_bos)
     for name, several in (("edits", edits), ("given", given)):
@@ -372,8 +374,8 @@ class Plan:
             bytes_more = self._walk_bytes(more, len(rows))
             if bytes_more > room:
                 raise ValueError(
-                    f"memory_limit={self.memory_limit} is too small: one intervention on "
-                    f"{len(rows)} prompts needs about {2 * bytes_more} bytes."
+                    f"memory_limit={self.memory_limit} is too small: an intervention on "
+                    f"{len(rows)} of the prompts takes about {2 * bytes_more} bytes."
                 )
             full = (
                 cells + more > _MOST_CELLS if self.batch_size is None else count >= self.batch_size
