@@ -188,7 +188,7 @@ def naive_metric(
 ) -> Tensor:
     """One number per prompt, in float64. `base`: the logits of the run without the edits."""
     if not isinstance(metric, Metric):
-        return torch.as_tensor(metric(logits)).reshape(-1).double()
+        return torch.as_tensor(metric(logits.clone())).reshape(-1).double()
     found = []
     for example in range(len(logits)):
         real = mask[example].nonzero().flatten().tolist()
