@@ -21,7 +21,7 @@ The functions of TransformerLens' `patching` module are here too, under their na
 
 Sources: Vig et al. 2020 (arXiv 2004.12265), Meng et al. 2022 (arXiv 2202.05262, section 2), Wang et
 al. 2022 (arXiv 2211.00593); denoising and noising, and what they show: Heimersheim and Nanda 2024
-(arXiv 2404.15255, section 2); metrics and corruptions: Zhang and Nanda 2023 (arXiv 2309.16042).
+(arXiv 2404.15255); metrics and corruptions: Zhang and Nanda 2023 (arXiv 2309.16042).
 """
 
 from __future__ import annotations
@@ -503,6 +503,7 @@ def main(
     n: pair_options.N = None,
     seed: pair_options.Seed = None,
     corruption: pair_options.Corruption = None,
+    template: pair_options.Template = None,
     direction: Annotated[
         str, typer.Option(help="denoising or noising.", metavar="NAME")
     ] = "denoising",
@@ -534,7 +535,9 @@ def main(
     Puts each activation of one run into the other and shows how far the answer moves: 0 is the
     corrupted run's logit difference, 1 the clean run's.
     """
-    request = pair_options.PairRequest.checked(files, answer, wrong, task, n, seed, corruption)
+    request = pair_options.PairRequest.checked(
+        files, answer, wrong, task, n, seed, corruption, template
+    )
     cli.check_outputs(html=html, csv=csv, json=json_path, inputs=request.inputs)
     chosen = checked_views([name.strip() for name in views.split(",")])
     if direction not in DIRECTIONS:

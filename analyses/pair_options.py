@@ -3,9 +3,10 @@
 A command that compares two runs takes either two prompt files with `--answer` and `--wrong`, or a
 task with known answers (`--task ioi --n 16 --seed 0`):
 
-    def main(files: PairFiles = None, answer: Answer = None, wrong: Wrong = None, task: Task = None,
-             n: N = None, seed: Seed = None, corruption: Corruption = None, ...):
-        request = PairRequest.checked(files, answer, wrong, task, n, seed, corruption)
+    def main(files: PairFiles = None, answer: Answer = None, wrong: Wrong = None,
+             task: TaskName = None, n: N = None, seed: Seed = None,
+             corruption: Corruption = None, template: Template = None, ...):
+        request = PairRequest.checked(files, answer, wrong, task, n, seed, corruption, template)
         ...
         pair = request.load(model, prepend_bos=prepend_bos)
 
@@ -77,6 +78,14 @@ Corruption = Annotated[
         show_default=False,
     ),
 ]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        help="With --task: examples of this template only, which all have one length.",
+        metavar="NAME",
+        show_default=False,
+    ),
+]
 
 
 @dataclass(frozen=True)
@@ -98,6 +107,7 @@ class PairRequest:
     n: int = 16
     seed: int = 0
     corruption: str | None = None
+    template: str | None = None
 
     @classmethod
     def checked(
@@ -109,6 +119,7 @@ class PairRequest:
         n: int | None = None,
         seed: int | None = None,
         corruption: str | None = None,
+        template: str | None = None,
     ) -> "PairRequest":
         """Read the files, or look up the task.
 
@@ -130,13 +141,22 @@ class PairRequest:
             n = 16 if n is None else n
             if n < 1:
                 raise cli.CommandError(f"--n is {n}: expected at least 1 example")
-            return cls((), task, task=task, n=n, seed=seed or 0, corruption=corruption)
+            return cls(
+                inputs=(),
+                name=task,
+                task=task,
+                n=n,
+                seed=seed or 0,
+                corruption=corruption,
+                template=template,
+            )
         if len(files) != 2:
             raise cli.CommandError(
                 f"expected two prompt files, CLEAN and CORRUPTED, or --task; got {len(files)} "
                 f"file{'s'[: len(files) != 1]}"
             )
-        for option, value in (("--n", n), ("--seed", seed), ("--corruption", corruption)):
+        of_tasks = {"--n": n, "--seed": seed, "--corruption": corruption, "--template": template}
+        for option, value in of_tasks.items():
             if value is not None:
                 raise cli.CommandError(f"{option} goes with --task, not with prompt files")
         for option, given in (("--answer", answer), ("--wrong", wrong)):
@@ -171,6 +191,7 @@ class PairRequest:
                     self.n,
                     self.seed,
                     corruption=self.corruption,
+                    template=self.template,
                     prepend_bos=prepend_bos,
                 )
             return PromptPair.from_text(

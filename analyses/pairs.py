@@ -352,7 +352,7 @@ def _check_lengths(clean: Sequence[str], corrupted: Sequence[str], example: int 
     ]
     raise ValueError(
         f"{which} differ in length, so their positions cannot be compared: clean has "
-        f"{len(clean)} tokens, corrupted {len(corrupted)}.\n"
+        f"{len(clean)} tokens, corrupted {len(corrupted)}\n"
         f"clean: {shown[0]}\ncorrupted: {shown[1]}"
     )
 

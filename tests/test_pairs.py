@@ -179,6 +179,10 @@ def test_a_task_makes_a_pair(mini: Any) -> None:
     expected = PromptPair.from_task(mini, "ioi", 3, 5, corruption="flip", prepend_bos=False)
     assert torch.equal(pair.corrupted, expected.corrupted)
     assert pair.prepend_bos is False
+    one = PairRequest.checked(None, None, None, "ioi", template="before/ABBA")
+    assert not one.load(mini, prepend_bos=True).is_padded
+    with pytest.raises(CommandError, match="unknown template of ioi"):
+        PairRequest.checked(None, None, None, "ioi", template="x").load(mini, prepend_bos=True)
     assert len(PairRequest.checked(None, None, None, "ioi").load(mini, prepend_bos=True)) == 16
 
 
