@@ -673,8 +673,8 @@ def main(
         list[str] | None,
         typer.Option(
             "--answer",
-            help='The token to trace, such as " Paris"; one for each file. [default: what the '
-            "model predicts]",
+            help='The token to trace, such as " Paris"; one for each file. Left out: what the '
+            "model predicts.",
             metavar="TOKEN",
             show_default=False,
         ),
@@ -695,8 +695,8 @@ def main(
     window: Annotated[
         int | None,
         typer.Option(
-            help="Layers that mlp_out and attn_out restore together. [default: 10 of every 48, as "
-            "in the paper]",
+            help="Layers that mlp_out and attn_out restore together. Left out: 10 of every 48, as "
+            "in the paper.",
             metavar="N",
             show_default=False,
         ),
@@ -704,7 +704,7 @@ def main(
     noise: Annotated[
         float | None,
         typer.Option(
-            help="Standard deviation of the noise. [default: 3 times that of the token embeddings]",
+            help="Standard deviation of the noise. Left out: 3 times that of the token embeddings.",
             metavar="X",
             show_default=False,
         ),

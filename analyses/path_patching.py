@@ -130,12 +130,11 @@ def path_patching(
 
     Raises:
         ValueError, IndexError, TypeError: a receiver, sender or position there is not, the same
-            one twice, receivers that no sender reaches, functions that listen on the model (step 2
-            would pass them by), a metric with anything but one number per example.
+            one twice, receivers that no sender reaches, hooks that are active on the model, a
+            metric with anything but one number per example.
     """
     if direction not in DIRECTIONS:
         raise ValueError(unknown("direction", str(direction), DIRECTIONS))
-    _check_no_hooks(model)
     chosen_receivers = _receivers(model, receivers)
     kinds = _kinds(senders)
     last = max(receiver.stage for receiver in chosen_receivers)
@@ -375,15 +374,6 @@ def _senders(model: HookedGPT2, kinds: Sequence[str]) -> list[Sender]:
     return found
 
 
-def _check_no_hooks(model: HookedGPT2) -> None:
-    for name, point in model.hook_dict.items():
-        if point.fwd_hooks:
-            raise ValueError(
-                f"a function listens at {name!r}: path patching computes parts of the model by "
-                "itself and would pass it by. Remove it first (model.reset_hooks())"
-            )
-
-
 def _effects(
     model: HookedGPT2,
     kind: str,
@@ -571,7 +561,7 @@ def main(
         typer.Option(
             "--receiver",
             help=f"What is reached: {views.FORMS}. May be repeated: all together are one set. "
-            "[default: logits]",
+            "Left out: logits.",
             metavar="RECEIVER",
             show_default=False,
         ),
