@@ -196,6 +196,20 @@ def test_gradient_of_resid_mid_is_that_of_attn_out(model, tokens):
         torch.testing.assert_close(mid, cache[f"blocks.{layer}.hook_attn_out_grad"])
 
 
+def test_gradients_of_branches_and_stream_add_up(model, tokens):
+    """Points that pass the same tensor have gradients of their own: of what comes after each."""
+    _, cache = model.run_with_cache(
+        tokens, "loss", incl_bwd=True, names_filter=lambda name: not name.endswith("_input")
+    )
+    for layer in range(CFG.n_layers):
+        pre, mid, post, attn_in, mlp_in = (
+            cache[f"blocks.{layer}.hook_{name}_grad"]
+            for name in ("resid_pre", "resid_mid", "resid_post", "attn_in", "mlp_in")
+        )
+        torch.testing.assert_close(pre, mid + attn_in)
+        torch.testing.assert_close(mid, post + mlp_in)
+
+
 @pytest.mark.parametrize("frozen", [False, True])
 def test_gradients_do_not_need_trainable_weights(model, tokens, frozen):
     model.requires_grad_(not frozen)

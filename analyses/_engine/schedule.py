@@ -76,7 +76,7 @@ def stage_of(name: str) -> int:
     return _STAGES[inside(name)]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, slots=True)
 class Row:
     """One intervention on one prompt.
 
