@@ -104,11 +104,13 @@ def _strongest(
             if effects.scale == "normalised":
                 share = f"{100 * float(effects.normalised[place]):.1f} %"
             error = "" if math.isnan(stderr) else f"{stderr:.4f}"
-            found.append((abs(change), [name, *where, f"{change:+.4f}", error, share]))
+            row = [name, *where, f"{change:+.4f}", *[error][: effects.n_examples > 1], share]
+            found.append((abs(change), row))
     found = sorted(found, key=lambda one: -one[0])[:k]
     most = found[0][0] if found else 1.0
-    axes = next(iter(views.values())).axes
-    headers = ["view", *axes, "indirect effect", "± s.e.", "of total effect"]
+    first = next(iter(views.values()))
+    errors = ["± s.e."][: first.n_examples > 1]
+    headers = ["view", *first.axes, "indirect effect", *errors, "of total effect"]
     return headers, [row for _, row in found], [size / most for size, _ in found]
 
 

@@ -79,13 +79,14 @@ def _name(kind: str, effects: "Effects", place: tuple[int, ...]) -> str:
 
 
 def _cells(result: "PathPatching", rows: list[_Sent]) -> tuple[list[str], list[list[str]]]:
-    headers = ["sender", "% of base", f"change of {result.metric}", "± s.e."]
+    several = len(result.pair) > 1
+    headers = ["sender", "% of base", f"change of {result.metric}", *["± s.e."][:several]]
     texts = [
         [
             one.name,
             "" if math.isnan(one.percent) else f"{one.percent:+.2f}",
             f"{one.change:+.4f}",
-            "" if math.isnan(one.stderr) else f"{one.stderr:.4f}",
+            *["" if math.isnan(one.stderr) else f"{one.stderr:.4f}"][:several],
         ]
         for one in rows
     ]

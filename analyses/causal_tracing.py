@@ -19,6 +19,8 @@ The noise is that of the authors' code, with its seed: `numpy.random.RandomState
 subject tokens, d_model)` anew for every fact and every restoration, so all of them share one draw.
 It is added to `hook_embed` (the code's `transformer.wte`); position embeddings are added after it,
 so the result is as if the noise were added to their sum, as the paper writes it.
+One thing differs: for the severed views the authors' notebook draws a second time, so that the
+outputs it freezes come from other noise than the run they are put into. Here both have the same.
 
 Source: Meng et al. 2022, "Locating and Editing Factual Associations in GPT" (arXiv 2202.05262),
 section 2.1 and appendix B. Caution: Zhang and Nanda 2023 (arXiv 2309.16042), section 3, find that
