@@ -168,7 +168,11 @@ class Contrasts:
         """Runs from the midpoints of equal parts of the line between two inputs of block 0."""
         steps = self.steps or 1
         at_once = max(1, self.rows // len(begin))
-        for first in range(0, steps, at_once):
+        starts = range(0, steps, at_once)
+        # One bar at a time: of the examples, where they are run apart.
+        if self.rows >= len(self.pair):
+            starts = cli.progress(starts, "integrated gradients")
+        for first in starts:
             count = min(at_once, steps - first)
             share = (torch.arange(first, first + count, device=begin.device) + 0.5) / steps
             share = share.to(begin.dtype)[:, None, None, None]

@@ -22,12 +22,18 @@ grows; at later nodes the activations of the m runs lie on no straight line and 
 Points are the midpoints of m equal parts, which err by the order of 1/m^2, where the right ends
 (k/m) of both papers err by 1/m.
 
-Where it fails (Kramar et al., section 3): where the function between is not nearly linear over the
+Averaging over the whole way asks another question than patching one node into the base run, and
+agrees less with it. With 12 or 24 IOI examples on the bundled model, plain estimates correlate with
+exact patching by 0.88 to 1.00 in every view (Pearson; queries are the worst), those with 5 steps by
+0.13 to 0.99. Take steps where the gradient at the base run says nothing, as with a metric that is
+flat there, or to find the strongest edges (`analyses.edge_attribution`).
+
+Where it fails (Kramar et al., section 3): where what lies between is not nearly linear over the
 step from base to source. A saturated softmax has almost no gradient, so queries and keys of heads
-that attend firmly seem to do nothing, and large steps in the early residual stream (`resid_pre` 0
-above all) go through many layer norms and softmaxes, and are estimated badly. A direct and an
-indirect effect of opposite sign may cancel in the gradient and not in fact. So take it to find
-candidates, and patch these: `agreement` says how well the estimates went with exact patching.
+that attend firmly seem to do nothing; large steps early in the residual stream go through many
+layer norms and softmaxes and are estimated badly; a direct and an indirect effect of opposite sign
+may cancel in the gradient and not in fact. So take it to find candidates, and patch these:
+`agreement` says how well the estimates went with exact patching.
 
 Sources: Nanda, "Attribution Patching: Activation Patching At Industrial Scale" (2023); Kramar et
 al., "AtP*" (2024), arXiv 2403.00745; integrated gradients: Sundararajan et al. (2017), arXiv
@@ -472,6 +478,8 @@ def main(
     from analyses.attribution_patching import NEURONS, attribution_patching, checked
 
     chosen = checked([name.strip() for name in views.split(",")])
+    if exact and chosen == (NEURONS,):
+        raise cli.CommandError(f"--exact: activation patching has no view {NEURONS}")
     where = None if positions is None else parse_positions(positions)
     loaded = cli.load_model(choice, device=device, dtype=dtype)
     pair = request.load(loaded, prepend_bos=prepend_bos)

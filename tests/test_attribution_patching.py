@@ -19,6 +19,8 @@ from rich.console import Console
 from torch import Tensor
 
 from analyses import _attribution_patching_views as views_of
+from analyses import attribution_patching as module
+from analyses import cli
 from analyses.activation_patching import VIEWS, activation_patching, model_point
 from analyses.attribution_patching import (
     NEURONS,
@@ -166,8 +168,9 @@ def linear_model() -> HookedGPT2:
 @pytest.mark.parametrize("steps", [None, 3])
 def test_estimates_are_exact_in_a_linear_model(steps: int | None) -> None:
     model = linear_model()
-    pair = random_pair(model)
-    views = [name for name in VIEWS if name != "pattern_by_entry"]
+    pair = random_pair(model, (3, 3))
+    views = ["resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "z", "q", "k", "v",
+             "pattern", "v_by_pos"]  # fmt: skip
     exact = activation_patching(model, pair, views=views, progress=False)
     found = attribution_patching(model, pair, views=views, steps=steps)
     for view in views:
@@ -177,7 +180,7 @@ def test_estimates_are_exact_in_a_linear_model(steps: int | None) -> None:
 
 
 def test_estimates_lie_on_the_axes_of_exact_patching(model: HookedGPT2) -> None:
-    pair = random_pair(model)
+    pair = random_pair(model, (3, 3))
     exact = activation_patching(model, pair, views=list(VIEWS), direction="noising", progress=False)
     found = attribution_patching(model, pair, views=list(VIEWS), direction="noising")
     assert list(found.views) == list(exact.views)
@@ -604,24 +607,41 @@ def test_the_terminal(result: AttributionPatching) -> None:
 # ------------------------------------------------------------------ the command line
 
 
-def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "analyses.attribution_patching", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+def run_command(*arguments: str) -> int:
+    return cli.status(module.main, "python -m analyses.attribution_patching", arguments)
 
 
-def test_the_command(tmp_path: Path) -> None:
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     options = "--model mini --task ioi --n 2 --views block_every,z --steps 2 --exact".split()
     files = [f"--{kind}={tmp_path}/out.{kind}" for kind in ("html", "csv", "json")]
-    run = run_command(*options, *files)
-    assert run.returncode == 0, run.stderr
-    assert "agreement with exact patching" in run.stdout
-    assert "averaged over 2 points" in run.stdout
+    assert run_command(*options, *files) == 0
+    shown = capsys.readouterr().out
+    assert "agreement with exact patching" in shown
+    assert "averaged over 2 points" in shown
     frame = pd.read_csv(tmp_path / "out.csv")
     assert set(frame["view"]) == {"resid_pre", "attn_out", "mlp_out", "z"}
     assert frame["exact_change"].notna().all()
     found = json.loads((tmp_path / "out.json").read_text())
     assert found["provenance"]["call"].startswith("python -m analyses.attribution_patching")
     assert found["provenance"]["weights_sha256"] in (tmp_path / "out.html").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--direction noisy", "unknown direction 'noisy'; did you mean 'noising'?"),
+        ("--views zz", "unknown view 'zz'"),
+        ("--views mlp_post --exact", "activation patching has no view mlp_post"),
+        ("--steps 0", "--steps is 0: expected at least 1"),
+        ("--top-k 0", "--top-k is 0: expected at least 1"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("--model", "mini", "--task", "ioi", *arguments.split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
 
 
 def test_help_needs_no_torch() -> None:
