@@ -11,6 +11,8 @@ if TYPE_CHECKING:
 
     from analyses.attribution_patching import AttributionPatching
 
+# A browser draws no more cells than this in reasonable time; GPT-2's neurons are half a million.
+_MOST_CELLS = 50_000
 _WHAT = {
     "denoising": "what putting clean activations into the corrupted run would do, to first order: "
     "1 means that this place alone would bring the clean answer back, 0 that it would do nothing",
@@ -39,7 +41,14 @@ def page(result: "AttributionPatching", top_k: int = 10) -> report.Page:
     if result.agreements:
         _add_agreements(page, result)
     for names in panels(cast(Any, result)):
-        _add_group(page, cast(Any, result), names, top_k)
+        first = result.views[names[0]]
+        if first.mean.numel() <= _MOST_CELLS:
+            _add_group(page, cast(Any, result), names, top_k)
+            continue
+        page.heading(f"{', '.join(names)}: by {', '.join(first.axes)}")
+        k = min(top_k, first.mean.numel())
+        page.text(f"{first.mean.numel():,} places, too many to draw; the {k} strongest.")
+        _effects_views.add_strongest_of(page, [(name, result.views[name]) for name in names], k)
     page.provenance(result.provenance)
     return page
 

@@ -1,6 +1,7 @@
 """How edge attribution looks: a heat map, a page, and tables for the terminal."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses import _effects_views, cli, report
@@ -12,6 +13,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from analyses._agreement import Agreement
+    from analyses._edges import Part
     from analyses.edge_attribution import EdgeAttribution
 
 _WHAT = {
@@ -20,7 +22,7 @@ _WHAT = {
     "noising": "how much the metric would change, to first order, if the receiver read what the "
     "sender wrote in the corrupted run, and all else were as in the clean run",
 }
-_MOST_NAMED = 48
+_MOST_NAMED = 32
 _LARGEST = 2600  # the heat map's longer side, where cells can be made small enough
 
 
@@ -57,16 +59,24 @@ def heat_map(result: "EdgeAttribution") -> "go.Figure":
         width=220 + cell * len(columns),
         height=140 + cell * len(rows),
         margin={"l": 10, "r": 10, "t": 40, "b": 10},
-        xaxis={"title": "receiver", "showgrid": False, "tickangle": -60, **_named(columns)},
-        yaxis={"title": "sender", "showgrid": False, **_named(rows)},
+        xaxis={
+            "title": "receiver",
+            "showgrid": False,
+            "tickangle": -60,
+            **_named(result.receivers),
+        },
+        yaxis={"title": "sender", "showgrid": False, **_named(result.senders)},
     )
     return figure
 
 
-def _named(names: list[str]) -> dict[str, object]:
-    """Which coordinates are named: all, or one in so many."""
-    step = math.ceil(len(names) / _MOST_NAMED)
-    return {"type": "category", "tickvals": names[::step]}
+def _named(parts: Sequence["Part"]) -> dict[str, object]:
+    """Which coordinates are named: all, or of many the first head of each kind and what is none."""
+    few = len(parts) <= _MOST_NAMED
+    return {
+        "type": "category",
+        "tickvals": [str(part) for part in parts if few or part.head in (None, 0)],
+    }
 
 
 def page(result: "EdgeAttribution", top_k: int = 30) -> report.Page:

@@ -15,7 +15,7 @@ _MOST_PROMPTS = 4
 
 def add_prompts(page: report.Page, pair: "PromptPair") -> None:
     """Put the first few prompts on a page, clean and corrupted, as tokens."""
-    page.heading(f"Prompts ({pair.source})")
+    page.heading(f"Prompts: {pair.source}" if pair.source else "Prompts")
     for example in range(min(len(pair), _MOST_PROMPTS)):
         which = f"Example {example}: " if len(pair) > 1 else ""
         rows = (pair.str_tokens[example], pair.corrupted_str_tokens[example])
@@ -24,12 +24,13 @@ def add_prompts(page: report.Page, pair: "PromptPair") -> None:
             page.tokens([cli.visible(token) for token in row], pair.prepend_bos is True)
     if len(pair) > _MOST_PROMPTS:
         page.text(f"And {len(pair) - _MOST_PROMPTS} more examples.")
-    page.text(f"{bos_note(pair)}.")
+    page.text(f"{bos_note(pair)}. Blanks are shown as ·, line ends as ⏎.")
 
 
 def show_prompts(pair: "PromptPair", console: "Console") -> None:
     """Print the first pair of prompts."""
     which = f"first of {len(pair)} examples, " if len(pair) > 1 else ""
-    console.print(f"{pair.source}, {which}{bos_note(pair)}", style="dim", soft_wrap=True)
+    source = f"{pair.source}, " if pair.source else ""
+    console.print(f"{source}{which}{bos_note(pair)}", style="dim", soft_wrap=True)
     for what, rows in (("clean", pair.str_tokens), ("corrupted", pair.corrupted_str_tokens)):
         console.print(f"{what + ':':11}{' '.join(map(cli.visible, rows[0]))}", soft_wrap=True)

@@ -394,9 +394,10 @@ class AttributionPatching:
     def __repr__(self) -> str:
         n = len(self.pair)
         how = "gradient at the base run" if self.steps is None else f"{self.steps} steps"
+        source = f"{self.pair.source}, " if self.pair.source else ""
         lines = [
             f"AttributionPatching({self.provenance.model}, {self.direction}, {how}, "
-            f"{self.pair.source}, {n} example{'s'[: n != 1]})"
+            f"{source}{n} example{'s'[: n != 1]})"
         ]
         for effects in self.views.values():
             lines += [f"  {line}" for line in repr(effects).splitlines()]

@@ -451,9 +451,10 @@ class EdgeAttribution:
     def __repr__(self) -> str:
         n = self.scores.shape[-1]
         how = "gradient at the base run" if self.steps is None else f"{self.steps} steps"
+        source = f"{self.pair.source}, " if self.pair.source else ""
         lines = [
             f"EdgeAttribution({self.provenance.model}, {self.direction}, {how}, "
-            f"{self.pair.source}, {n} example{'s'[: n != 1]}; {int(self.exists.sum())} edges; "
+            f"{source}{n} example{'s'[: n != 1]}; {int(self.exists.sum())} edges; "
             f"{self.metric} {self.base.mean():.4g} at base, {self.source.mean():.4g} at source)"
         ]
         for _, row in self.top(3).iterrows():
