@@ -5,6 +5,7 @@ metrics are computed.
 """
 
 import math
+from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -18,6 +19,7 @@ from _random_edits import World, every_point, padded, random_edit
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from analyses.effects import Effects
 from analyses.metrics import Function, kl, log_prob, logit_diff, loss, prob
 from analyses.sweep import sweep
 from hooks import Ablate, Add, Edit, HookError, Patch, Scale, UnknownHookName, resolve
@@ -405,6 +407,31 @@ def test_bfloat16(world):
     result = sweep(here.model, here.tokens, edits, metrics, attention_mask=here.mask)
     for name in metrics:
         torch.testing.assert_close(result.values[name], values[name], rtol=0, atol=0.1)
+
+
+def test_on_a_trained_model(mini):
+    """Float32 and logits as large as they are in life."""
+    texts = ["When Mary and John went to the store, John gave a drink to", "Anna and Tom met; Tom"]
+    batch = mini.tokenize(texts)
+    others = mini.tokenize([text.replace("John", "Mary").replace("Tom", "Anna") for text in texts])
+    assert torch.equal(batch.attention_mask, others.attention_mask)
+    _, source = mini.run_with_cache(others)
+    answer, wrong = mini.to_single_token(" Mary"), mini.to_single_token(" John")
+    layers, metrics = range(mini.cfg.n_layers), {"diff": logit_diff(answer, wrong), "loss": loss()}
+    edits: list[Edit] = [
+        Patch((name, layer), pos=pos, source=source)
+        for name in ("resid_pre", "mlp_out")
+        for layer in layers
+        for pos in (-1, -4)
+    ]
+    edits += [
+        Ablate((name, layer), head=head)
+        for name in ("z", "pattern")
+        for layer in layers
+        for head in (0, -1)
+    ]
+    world = World(mini, batch.tokens, batch.attention_mask.bool(), source, source, source)
+    assert changes(check(world, edits, metrics))
 
 
 @pytest.mark.cuda
@@ -806,6 +833,17 @@ def test_interrupt(world):
     repr(partial), partial.to_frame()
 
 
+def test_interrupt_before_there_is_anything(world):
+    here = world("right")
+
+    def stopped(logits):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(here, [Ablate(("z", 0))], stopped, given=[Ablate(("z", 1))])
+    assert all(not p.fwd_hooks for p in here.model.hook_dict.values())
+
+
 # ------------------------------------------------------------------ what a result tells
 
 
@@ -835,16 +873,22 @@ def test_interval(result):
     assert bool((wide_low >= result.values["diff"].min(1).values - 1e-12).all())
 
 
-def test_bootstrap_of_many_examples():
-    """For many examples the interval is that of the normal distribution."""
-    from analyses.sweep_result import bootstrap
-
-    values = torch.randn(3, 400, dtype=torch.float64) + 5
-    low, high = bootstrap(values)
+def test_interval_of_many_examples(result):
+    """It is that of the normal distribution."""
+    values = torch.randn(4, 400, dtype=torch.float64) + 5
+    many = replace(result, values={"x": values}, base={"x": values[0]})
+    low, high = many.interval()
     error = values.std(1) / 20
+    torch.testing.assert_close(many.stderr(), error)
     torch.testing.assert_close(high - low, 2 * 1.96 * error, rtol=0.1, atol=0)
     torch.testing.assert_close((high + low) / 2, values.mean(1), rtol=0.01, atol=0)
-    assert all(bool(end.isnan().all()) for end in bootstrap(values[:, :1]))
+
+
+def test_interval_of_a_single_example(result):
+    values = torch.randn(4, 1, dtype=torch.float64)
+    single = replace(result, values={"x": values}, base={"x": values[0]})
+    assert all(bool(end.isnan().all()) for end in (*single.interval(), single.stderr()))
+    torch.testing.assert_close(single.mean(), values[:, 0])
 
 
 def test_normalised(result):
@@ -852,7 +896,7 @@ def test_normalised(result):
     got = result.normalised(zero, one, "diff")
     torch.testing.assert_close(got, (result.mean("diff") - zero.mean()) / 4)
     torch.testing.assert_close(result.normalised(0.0, 2.0, "diff"), result.mean("diff") / 2)
-    with pytest.raises(ValueError, match="no scale"):
+    with pytest.raises(ValueError, match="no normalised scale"):
         result.normalised(zero, zero, "diff")
 
 
