@@ -71,11 +71,11 @@ def heat_map(result: "EdgeAttribution") -> "go.Figure":
 
 
 def _named(parts: Sequence["Part"]) -> dict[str, object]:
-    """Which coordinates are named: all, or of many the first head of each kind and what is none."""
+    """Which coordinates are named: all, or of many the first head of each kind in each layer."""
     few = len(parts) <= _MOST_NAMED
     return {
         "type": "category",
-        "tickvals": [str(part) for part in parts if few or part.head in (None, 0)],
+        "tickvals": [str(part) for part in parts if few or part.head == 0],
     }
 
 
