@@ -1,6 +1,6 @@
 """What a sweep found: every metric of every intervention on every prompt."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import TYPE_CHECKING, Any
@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses.effects import Effects, Interval
 from analyses.report import Provenance
 from hooks import Edit
 from hooks.edit_files import Packed, reading, unpack, write
@@ -17,60 +18,7 @@ from hooks.names import nearest
 if TYPE_CHECKING:
     import pandas as pd
 
-_RESAMPLES = 2000
 _HEADER = "hooked_gpt2_sweep"
-
-
-def mean_and_stderr(
-    values: Float[Tensor, "*axes example"],
-) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
-    """Mean over examples, and its standard error (NaN for a single example)."""
-    n = values.shape[-1]
-    error = values.std(-1) / n**0.5 if n > 1 else torch.full(values.shape[:-1], torch.nan)
-    return values.mean(-1), error.to(values.dtype)
-
-
-def bootstrap(
-    values: Float[Tensor, "*axes example"], level: float = 0.95, *, seed: int = 0
-) -> tuple[Float[Tensor, "*axes"], Float[Tensor, "*axes"]]:
-    """The ends of the percentile bootstrap interval of the mean over examples (Efron 1979).
-
-    Every cell is judged by the same 2,000 draws of examples. NaN for a single example.
-
-    Raises:
-        ValueError: level is not between 0 and 1.
-    """
-    if not 0 < level < 1:
-        raise ValueError(f"level is between 0 and 1, not {level}.")
-    n = values.shape[-1]
-    if n < 2:
-        nothing = torch.full(values.shape[:-1], torch.nan, dtype=values.dtype)
-        return nothing, nothing
-    draw = torch.Generator().manual_seed(seed)
-    picked = torch.randint(n, (_RESAMPLES, n), generator=draw)
-    # How often each example was drawn; so a mean is a product of matrices.
-    weights = torch.zeros(_RESAMPLES, n, dtype=values.dtype)
-    weights.scatter_add_(1, picked, torch.ones(_RESAMPLES, n, dtype=values.dtype))
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=values.dtype)
-    flat = values.reshape(-1, n)
-    found = [torch.quantile(part @ weights.T / n, ends, dim=1) for part in flat.split(4096)]
-    low, high = torch.cat(found, dim=1).unbind(0)
-    return low.view(values.shape[:-1]), high.view(values.shape[:-1])
-
-
-def normalise(mean: Tensor, zero: Tensor, one: Tensor) -> Tensor:
-    """(mean - zero) / (one - zero), where `zero` and `one` are averaged over examples.
-
-    Raises:
-        ValueError: the two are equal, so that there is no scale between them.
-    """
-    low, high = zero.double().mean(), one.double().mean()
-    if not bool((high - low).abs() > 0):
-        raise ValueError(
-            f"the metric is {float(low):.6g} in both runs: there is no scale from 0 to 1 between "
-            f"them."
-        )
-    return (mean - low) / (high - low)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -120,15 +68,53 @@ class SweepResult:
         """Mean over examples."""
         return self._of(metric).mean(-1)
 
+    def effects(
+        self,
+        labels: Mapping[str, Sequence[str]] | None = None,
+        metric: str | None = None,
+        *,
+        name: str = "edits",
+        corrupted: Float[Tensor, " example"] | None = None,
+        clean: Float[Tensor, " example"] | None = None,
+    ) -> Effects:
+        """One metric laid out on axes: for pictures, tables and intervals.
+
+        Args:
+            labels: axis -> labels, in the order of the axes; the edits run through them with the
+                last axis fastest. By default one axis, `edit`.
+            metric: which one, if there are several.
+            name: what was edited.
+            corrupted, clean: the metric in two runs that count as 0 and 1.
+
+        Raises:
+            ValueError: there are not as many edits as places on the axes.
+        """
+        chosen = self.metric_name(metric)
+        if labels is None:
+            labels = {"edit": ["; ".join(map(repr, edits)) for edits in self.edits]}
+        return Effects.on_axes(
+            name,
+            labels,
+            self.values[chosen],
+            self.base[chosen],
+            chosen,
+            corrupted=corrupted,
+            clean=clean,
+        )
+
     def stderr(self, metric: str | None = None) -> Float[Tensor, " edit"]:
         """Standard error of the mean over examples; NaN for a single one."""
-        return mean_and_stderr(self._of(metric))[1]
+        return self.effects(metric=metric).stderr
 
     def interval(
         self, metric: str | None = None, *, level: float = 0.95, seed: int = 0
-    ) -> tuple[Float[Tensor, " edit"], Float[Tensor, " edit"]]:
-        """Bootstrap interval of the mean over examples, see `bootstrap`."""
-        return bootstrap(self._of(metric), level, seed=seed)
+    ) -> Interval:
+        """Percentile bootstrap interval of the mean over examples; NaN for a single one.
+
+        Raises:
+            ValueError: a level outside (0, 1).
+        """
+        return self.effects(metric=metric).interval(level, seed=seed)
 
     def normalised(
         self, zero: Tensor | float, one: Tensor | float, metric: str | None = None
@@ -140,8 +126,10 @@ class SweepResult:
         Raises:
             ValueError: the two are equal.
         """
-        ends = [torch.as_tensor(end, dtype=torch.float64) for end in (zero, one)]
-        return normalise(self.mean(metric), *ends)
+        base = self.base[self.metric_name(metric)]
+        ends = (torch.as_tensor(end, dtype=base.dtype).expand_as(base) for end in (zero, one))
+        corrupted, clean = (end.clone() for end in ends)
+        return self.effects(metric=metric, corrupted=corrupted, clean=clean).normalised
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write the numbers and the edits that gave them to a safetensors file.

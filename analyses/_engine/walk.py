@@ -274,8 +274,8 @@ class Walk:
         """`compute`, on the rows with edits at these points apart from the others: there the model
         computes per head what it otherwise computes at once."""
         rows = {one.row for point in points for one in edits.get(point, ())}
-        if not rows:
-            return list(compute(CellTap(edits, layout), values))
+        if not rows or not len(layout):
+            return list(compute(CellTap(edits if len(layout) else {}, layout), values))
         special = np.isin(layout.row, list(rows))
         found: list[Tensor] = []
         for chosen in (special, ~special):
