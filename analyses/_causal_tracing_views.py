@@ -6,14 +6,16 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from analyses import _effects_views, cli, report
-from analyses._path_patching_views import change_at
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from rich.console import Console
 
-    from analyses.causal_tracing import AverageTrace, CausalTrace
+    from analyses._traces import AverageTrace, CausalTrace
     from analyses.effects import Effects
+
+VIEWS = ("resid_post", "mlp_out", "attn_out", "mlp_severed", "attn_severed")
+FIGURE_1 = VIEWS[:3]
 
 _SEVERED = ("mlp_severed", "attn_severed")
 _WHAT = {
@@ -65,19 +67,23 @@ def severed_bars(views: "Mapping[str, Effects]", place: int) -> "go.Figure":
     titles = {"resid_post": "as it is", "mlp_severed": "MLPs severed"}
     for name in ("resid_post", *severed):
         effects = views[name]
-        found = [change_at(effects, (layer, place)) for layer in range(effects.values.shape[0])]
-        errors = [0.0 if math.isnan(error) else error for _, error in found]
         figure.add_bar(
             x=list(effects.labels["layer"]),
-            y=[change for change, _ in found],
-            error_y={"type": "data", "array": errors, "thickness": 1, "width": 2},
+            y=effects.change[:, place].tolist(),
+            error_y={
+                "type": "data",
+                "array": effects.change_stderr[:, place].nan_to_num(0.0).tolist(),
+                "thickness": 1,
+                "width": 2,
+            },
             name=titles.get(name, "attention severed"),
             hovertemplate="layer %{x}: %{y:.4f}",
         )
+    n_bars = (1 + len(severed)) * len(views["resid_post"].labels["layer"])
     figure.update_layout(
         template=report.template(),
         height=340,
-        width=min(1340, 320 + 24 * len(figure.data) * len(views["resid_post"].labels["layer"])),
+        width=min(1340, 320 + 24 * n_bars),
         barmode="group",
         margin={"l": 10, "r": 10, "t": 40, "b": 10},
         xaxis={"title": "layer of the restored state", "type": "category"},
@@ -95,8 +101,9 @@ def _strongest(
     """The k largest effects of all views: headers, rows, and how strong each is (0 to 1)."""
     found = []
     for name, effects in views.items():
+        changes, errors = effects.change, effects.change_stderr
         for place in effects.strongest(k, "change"):
-            change, stderr = change_at(effects, place)
+            change, stderr = float(changes[place]), float(errors[place])
             if change == 0:
                 continue
             where = [effects.labels[axis][i] for axis, i in zip(effects.axes, place, strict=True)]
@@ -109,8 +116,8 @@ def _strongest(
     found = sorted(found, key=lambda one: -one[0])[:k]
     most = found[0][0] if found else 1.0
     first = next(iter(views.values()))
-    errors = ["± s.e."][: first.n_examples > 1]
-    headers = ["view", *first.axes, "indirect effect", *errors, "of total effect"]
+    error = ["± s.e."][: first.n_examples > 1]
+    headers = ["view", *first.axes, "indirect effect", *error, "of total effect"]
     return headers, [row for _, row in found], [size / most for size, _ in found]
 
 
@@ -119,7 +126,7 @@ def best_lines(views: "Mapping[str, Effects]") -> list[str]:
     lines = []
     for name, effects in views.items():
         place = effects.strongest(1, "change")[0]
-        lines.append(f"  {name}: {change_at(effects, place)[0]:+.4f} at {effects.where(place)}")
+        lines.append(f"  {name}: {float(effects.change[place]):+.4f} at {effects.where(place)}")
     return lines
 
 

@@ -55,21 +55,14 @@ def _strongest(result: "PathPatching", k: int) -> list[_Sent]:
     unit = float(result.base.mean()) / 100
     found = []
     for kind, effects in result.views.items():
+        changes, errors = effects.change, effects.change_stderr
         for place in effects.strongest(k, "change"):
-            change, stderr = change_at(effects, place)
+            change, stderr = float(changes[place]), float(errors[place])
             if change == 0:
                 continue
             percent = change / unit if unit else math.nan
             found.append(_Sent(_name(kind, effects, place), percent, change, stderr))
     return sorted(found, key=lambda one: -abs(one.change))[:k]
-
-
-def change_at(effects: "Effects", place: tuple[int, ...]) -> tuple[float, float]:
-    """The change at a place, and its standard error over examples (NaN for a single one)."""
-    own = (effects.values - effects.base)[place]
-    own = own[~own.isnan()]
-    n = len(own)
-    return float(own.mean()), float(own.std()) / math.sqrt(n) if n > 1 else math.nan
 
 
 def _name(kind: str, effects: "Effects", place: tuple[int, ...]) -> str:

@@ -44,12 +44,12 @@ if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
     # without waiting seconds for torch, and then imports itself under its own name.
     import torch
-    from jaxtyping import Bool, Float, Int
+    from jaxtyping import Float
     from torch import Tensor
 
+    from analyses._path_positions import Positions, Where
     from analyses._path_walk import (
         Cells,
-        Received,
         Receiver,
         Sender,
         parse_receiver,
@@ -61,21 +61,9 @@ if TYPE_CHECKING or __name__ != "__main__":
     from analyses.metrics import AnyMetric
     from analyses.pairs import PromptPair
     from analyses.sweep import sweep
-    from hooks import ActivationCache, Patch
-    from hooks.located import columns_of, real_columns
+    from hooks import ActivationCache
     from hooks.names import nearest
     from interp import HookedGPT2
-
-    # Names or numbers, the same for every example, or a row per example.
-    Positions = (
-        int
-        | str
-        | Sequence[int]
-        | Sequence[str]
-        | Int[Tensor, " example"]
-        | Int[Tensor, "example slot"]
-        | None
-    )
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -144,7 +132,7 @@ def path_patching(
             f"no {' or '.join(kinds)} comes before {', '.join(map(str, chosen_receivers))}: "
             "nothing reaches it directly"
         )
-    where = _Where.of(pair, pos, by_position)
+    where = Where.of(pair, pos, by_position)
     with torch.no_grad():
         cells = _both_runs(model, pair, where, chosen, last, freeze_mlps, direction)
         base: Tensor = torch.empty(0)
@@ -191,7 +179,7 @@ def path_patching(
 def _both_runs(
     model: HookedGPT2,
     pair: PromptPair,
-    where: _Where,
+    where: Where,
     senders: Sequence[Sender],
     last_stage: int,
     freeze_mlps: bool,
@@ -245,97 +233,6 @@ def _groups(
     return [list(senders[i : i + several]) for i in range(0, len(senders), several)]
 
 
-@dataclass(frozen=True, eq=False)
-class _Where:
-    """The positions asked for.
-
-    Attributes:
-        columns: `example slot`.
-        present: which of them an example has, `example slot`.
-        everywhere: whether they are all positions.
-        apart: whether each is an intervention of its own.
-        labels: per slot.
-        numbers: per slot, where it is the same number in every example.
-        shown: what was asked for, as text.
-    """
-
-    columns: Int[Tensor, "example slot"]
-    present: Bool[Tensor, "example slot"]
-    everywhere: bool
-    apart: bool
-    labels: tuple[str, ...]
-    numbers: tuple[int, ...] | None
-    shown: str
-
-    @classmethod
-    def of(cls, pair: PromptPair, pos: Positions, apart: bool) -> _Where:
-        labels = pair.position_labels()
-        if pos is None:
-            columns = torch.arange(pair.clean.shape[1]).expand(len(pair), -1)
-            numbers = tuple(range(columns.shape[1]))
-            present = pair.attention_mask.cpu()
-            return cls(columns, present, True, apart, labels, numbers, "all")
-        if isinstance(pos, Tensor):
-            given = pos.cpu().reshape(len(pos), -1)
-            names: list[str | None] = [None] * given.shape[1]
-            shown = "one row per example"
-        else:
-            asked = [pos] if isinstance(pos, str | int) else list(pos)
-            if not asked:
-                raise ValueError("pos is empty; None means all positions")
-            rows = [_position(pair, one) for one in asked]
-            names = [one if isinstance(one, str) else None for one in asked]
-            given, shown = torch.stack(rows, dim=1), ", ".join(map(str, asked))
-        found = columns_of(given, real_columns(pair.attention_mask), "pos")
-        columns = torch.stack([torch.from_numpy(row) for row in found])
-        shared = [len(set(column.tolist())) == 1 for column in columns.T]
-        first = columns[0].tolist()
-        return cls(
-            columns=columns,
-            present=torch.ones_like(columns, dtype=torch.bool),
-            everywhere=False,
-            apart=apart,
-            labels=tuple(
-                name or (labels[column] if same else f"position {slot} asked for")
-                for slot, (name, column, same) in enumerate(zip(names, first, shared, strict=True))
-            ),
-            numbers=tuple(first) if all(shared) else None,
-            shown=shown,
-        )
-
-    def patches(self, received: Received, cells: Cells) -> list[list[Patch]]:
-        """Step 3 for one sender: an intervention, or one per position."""
-        if not received:
-            return []
-        full = {receiver: cells.unfold(value, self.columns) for receiver, value in received.items()}
-        if not self.apart:
-            pos = None if self.everywhere else self.columns
-            return [[_patch(receiver, pos, value) for receiver, value in full.items()]]
-        # A shorter example has no such position. It is patched elsewhere, and that number not used.
-        last = self.columns.masked_fill(~self.present, -1).amax(1)
-        found = []
-        for slot, columns in enumerate(self.columns.T):
-            pos = torch.minimum(columns, last)[:, None] if self.everywhere else columns[:, None]
-            found.append([_patch(r, pos, value[:, slot, None]) for r, value in full.items()])
-        return found
-
-
-def _patch(receiver: Receiver, pos: Tensor | None, value: Tensor) -> Patch:
-    return Patch((receiver.point, receiver.layer), pos=pos, head=receiver.head, source=value)
-
-
-def _position(pair: PromptPair, one: str | int) -> Int[Tensor, " example"]:
-    if not isinstance(one, str):
-        return torch.full((len(pair),), one)
-    if one not in pair.positions:
-        known = ", ".join(pair.positions) or "none"
-        raise ValueError(
-            f"these prompts have no position {one!r}.{nearest(one, pair.positions)} Named "
-            f"positions here: {known}"
-        )
-    return pair.positions[one].cpu()
-
-
 def _receivers(
     model: HookedGPT2, given: str | Receiver | Sequence[str | Receiver]
 ) -> tuple[Receiver, ...]:
@@ -380,7 +277,7 @@ def _effects(
     values: Mapping[Sender, list[Tensor]],
     base: Float[Tensor, " example"],
     metric: str,
-    where: _Where,
+    where: Where,
 ) -> Effects:
     """What was found for one kind of sender, on axes."""
     cfg = model.cfg
