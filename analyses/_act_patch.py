@@ -264,6 +264,10 @@ def _hooked(
     rows: Sequence[list[int]],
 ) -> list[float]:
     (measure,) = named_metrics({"patching_metric": metric}).values()
+    if isinstance(measure, Metric):
+        with torch.no_grad():
+            plain: Any = model(prompts.tokens, attention_mask=prompts.attention_mask)
+        measure = measure.against(plain)
     values = []
     for i in cli.progress(range(len(rows)), "activation patching"):
         point, index = points[rows[i][0]], rows[i]

@@ -89,6 +89,10 @@ class Metric(ABC):
         """The tokens whose logits it needs; None: all of the vocabulary."""
         return None
 
+    def against(self, base_logits: Float[Tensor, "batch pos d_vocab"]) -> "Metric":
+        """The same metric where the run without edits is known by its logits."""
+        return self
+
     def check(self, n_examples: int, d_vocab: int) -> None:  # noqa: B027 (some need no check)
         """Raise ValueError or IndexError if it cannot judge so many prompts of this model."""
 
@@ -124,7 +128,8 @@ class Metric(ABC):
             attention_mask: of a run with padding.
 
         Raises:
-            ValueError, IndexError: it does not fit these prompts; says why.
+            ValueError, IndexError: it does not fit these prompts; says why. `kl()` without
+                reference logits has nothing to compare with here.
         """
         batch, n_pos = logits.shape[:2]
         self.check(batch, logits.shape[2])
@@ -143,9 +148,16 @@ class Metric(ABC):
             tokens=tokens.to(logits.device),
             next_column=next_columns(mask).to(logits.device),
             ids=None,
-            base_logits=lambda: there.detach(),
+            base_logits=_no_base,
         )
         return mean_per_row(self.measure(there, cells), example, batch)
+
+
+def _no_base() -> Tensor:
+    raise ValueError(
+        "kl() compares with the run without edits, which only a sweep knows: give it "
+        "reference_logits, or use metric.against(logits of that run)."
+    )
 
 
 def next_columns(mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, "batch pos"]:
@@ -198,6 +210,10 @@ def _ids(given: Ids, what: str) -> Tensor:
         raise TypeError(f"{what} are whole numbers, [example] or [example, k], not {given!r}.")
     ids = ids.detach().to("cpu", torch.int64, copy=True)
     ids = ids.reshape(1, 1) if ids.ndim == 0 else ids[:, None] if ids.ndim == 1 else ids
+    for row in ids.tolist():
+        own = [id for id in row if id != NO_TOKEN]
+        if len(set(own)) != len(own):
+            raise ValueError(f"{what}: a token is named twice for one prompt: {own}.")
     if int(ids.min()) < NO_TOKEN or bool((ids < 0).all(1).any()):
         raise ValueError(f"{what}: every prompt needs a token, and none is below -1 (for none).")
     return ids
@@ -274,6 +290,10 @@ class KL(Metric):
         """`kl`."""
         return "kl"
 
+    def against(self, base_logits: Float[Tensor, "batch pos d_vocab"]) -> Metric:
+        """As `Metric.against`."""
+        return self if self.reference_logits is not None else kl(base_logits, self.pos)
+
     def check(self, n_examples: int, d_vocab: int) -> None:
         """As `Metric.check`."""
         reference = self.reference_logits
@@ -321,9 +341,16 @@ class Loss(Metric):
                 raise ValueError(
                     f"metric loss: prompt {example} is one token long; nothing follows it."
                 )
-        # The last token predicts nothing that is there.
-        real = tuple(own[:-1] for own in real)
-        return real if self.pos is None else columns_of(self.pos, real, "metric loss: pos")
+        if self.pos is None:
+            return tuple(own[:-1] for own in real)
+        found = columns_of(self.pos, real, "metric loss: pos")
+        for example, (own, asked) in enumerate(zip(real, found, strict=True)):
+            if own[-1] in asked:
+                raise IndexError(
+                    f"metric loss: pos {self.pos} has the last token of prompt {example}, which no "
+                    f"token follows; pos=-2 predicts the last token."
+                )
+        return found
 
     def measure(self, logits: Float[Tensor, "cell id"], cells: Cells) -> Float[Tensor, " cell"]:
         """The surprisal of the token after each place."""
@@ -446,7 +473,8 @@ def loss(pos: Where = None) -> Metric:
     """Surprisal of the next token in nats, averaged over the positions that have one.
 
     Args:
-        pos: the positions that predict (the last token of a prompt predicts none that is there).
+        pos: the positions that predict, counted as everywhere: -2 predicts the last token. None:
+            all that predict a token of the prompt.
     """
     return Loss(pos=pos)
 

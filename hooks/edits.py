@@ -182,12 +182,12 @@ class Ablate(Edit):
 class Scale(Edit):
     """Multiply an activation by `factor`."""
 
-    factor: int | float = 1.0
+    factor: int | float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.factor, bool) or not isinstance(self.factor, int | float):
-            raise TypeError(f"factor is a number, not {self.factor!r}.")
+            raise TypeError(f"Scale at {self.point!r} needs factor=, a number, not {self.factor!r}.")
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -7,7 +7,7 @@ one prompt's. Everything that can be wrong with an edit is found here, before an
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -93,7 +93,7 @@ class LocatedEdit:
         last = self.units if self.keys is None else _indices(self.keys[example], view.device)
         index = self._index(rows, last, view)
         if isinstance(self.edit, Scale):
-            view[index] *= self.edit.factor
+            view[index] *= cast(float, self.edit.factor)
         elif self.values is None:
             view[index] = 0.0
         elif isinstance(self.edit, Add):

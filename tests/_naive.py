@@ -193,7 +193,7 @@ def naive_metric(
     for example in range(len(logits)):
         real = mask[example].nonzero().flatten().tolist()
         following = dict(pairwise(real))
-        counted = real[:-1] if isinstance(metric, Loss) else real
+        counted = real[:-1] if isinstance(metric, Loss) and metric.pos is None else real
         values = []
         for column in of_prompt(metric.pos, example, counted):
             next = int(tokens[example, following[column]]) if column in following else None

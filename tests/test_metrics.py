@@ -69,7 +69,7 @@ def test_any_metric(rng):
             lambda: log_prob(random_ids(rng, n), pos=pos),
             lambda: kl(other, pos=pos),
             lambda: kl(other[:, -1], pos=torch.tensor([0] * n)),
-            lambda: loss(pos=random_positions(rng, [length - 1 for length in lengths])),
+            lambda: loss(pos=rng.choice([None, -2, 0, [0, -2]])),
         ]
     )()
     got = metric(logits, tokens, mask)
@@ -131,6 +131,8 @@ def test_the_loss_is_that_of_the_model(model):
     logits = model(tokens, attention_mask=mask)
     per_token = model(tokens, "loss", attention_mask=mask, loss_per_token=True)
     torch.testing.assert_close(loss()(logits, tokens, mask), per_token.nanmean(1))
+    last = torch.stack([row[~row.isnan()][-1] for row in per_token])
+    torch.testing.assert_close(loss(pos=-2)(logits, tokens, mask), last)
     first = loss(pos=0)(logits, tokens, mask)
     torch.testing.assert_close(first, per_token[range(3), mask.int().argmax(1)])
 
@@ -138,7 +140,9 @@ def test_the_loss_is_that_of_the_model(model):
 def test_kl_of_a_run_with_itself(model):
     tokens, mask = padded([6, 4, 5], "right", VOCAB, 0)
     logits = model(tokens, attention_mask=mask).detach()
-    assert float(kl()(logits, tokens, mask).abs().max()) < 1e-12
+    with pytest.raises(ValueError, match="reference_logits"):
+        kl()(logits, tokens, mask)
+    assert float(kl().against(logits)(logits, tokens, mask).abs().max()) < 1e-12
     assert float(kl(logits, pos=None)(logits, tokens, mask).abs().max()) < 1e-12
     other = torch.randn_like(logits)
     assert bool((kl(other, pos=None)(logits, tokens, mask) > 0).all())
