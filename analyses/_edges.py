@@ -117,6 +117,7 @@ def scores_of(
                 )
                 first = after
             n_steps += steps
+            del cache  # its memory, before the next steps take their own
     return (scores / n_steps).permute((1, 2, 0) if where is None else (2, 3, 1, 0))
 
 

@@ -129,6 +129,8 @@ class Contrasts:
             cfg, n_pos = model.cfg, pair.clean.shape[1]
             each = cfg.n_layers * n_pos * (40 * cfg.d_model + 6 * cfg.n_heads * n_pos)
             each += 4 * n_pos * cfg.d_vocab_out if judge.whole else 0
+            # With steps, both plain runs are there while others with gradients are made.
+            each = each if steps is None else each * 3 // 2
             rows = max(1, memory_limit // (each * model.dtype.itemsize + more_bytes))
             rows = rows if batch_size == "auto" else int(batch_size)
         embeddings = embeddings or steps is not None

@@ -170,6 +170,7 @@ def attribution_patching(
             parts[name].append(scores.to("cpu", torch.float64))
         ends["base"].append(contrast.base_metric.to("cpu", torch.float64))
         ends["source"].append(contrast.source_metric.to("cpu", torch.float64))
+        del contrast  # its memory, before the next one takes its own
     base, source = (torch.cat(ends[name]) for name in ("base", "source"))
     low, high = (base, source) if direction == "denoising" else (source, base)
     labels: dict[str, Sequence[str]] = {
@@ -284,6 +285,7 @@ def _mean_gradients(contrast: Contrast, points: Collection[str]) -> dict[str, Te
             found = upcast(cache[f"{point}_grad"])
             found = found if steps == 1 else found.unflatten(0, (steps, n)).sum(0)
             total[point] = total[point] + found if point in total else found
+        del cache
     return total if count == 1 else {point: value / count for point, value in total.items()}
 
 

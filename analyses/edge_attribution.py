@@ -155,6 +155,7 @@ def edge_attribution(
         scores.append(scores_of(model, contrast, here).cpu())
         ends["base"].append(contrast.base_metric.to("cpu", torch.float64))
         ends["source"].append(contrast.source_metric.to("cpu", torch.float64))
+        del contrast  # its memory, before the next one takes its own
     base, source = (torch.cat(ends[name]) for name in ("base", "source"))
     found = torch.cat(scores, -1)
     check_finite(found, contrasts.judge.name, "the scores")
