@@ -18,6 +18,9 @@ VIEWS = ("resid_post", "mlp_out", "attn_out", "mlp_severed", "attn_severed")
 FIGURE_1 = VIEWS[:3]
 
 _SEVERED = ("mlp_severed", "attn_severed")
+# Roles where there is little room.
+_SHORT = ("S first", "S middle", "S last", "next", "further", "end")
+_SHORT_MEANS = "S: subject; next: the first token after it; end: the last token"
 _WHAT = {
     "resid_post": "one state of the residual stream restored",
     "mlp_out": "the MLPs of a window of layers restored",
@@ -275,6 +278,9 @@ def _show_views(views: "Mapping[str, Effects]", console: "Console", top_k: int) 
     for name, effects in views.items():
         console.print()
         console.print(_WHAT[name], style="dim")
+        if "role" in effects.axes:
+            console.print(_SHORT_MEANS, style="dim")
+            effects = replace(effects, labels={**effects.labels, "role": _SHORT})
         # Without the ends of a scale the changes are shown, which are the indirect effects.
         _effects_views.show(replace(effects, corrupted=None, clean=None), console, top_k)
     headers, rows, shades = _strongest(views, top_k)

@@ -36,12 +36,13 @@ class Fact(NamedTuple):
     Attributes:
         prompt: text up to the answer.
         subject: as in `causal_tracing`.
-        answer: the token that should follow, as text or id; None: whatever the model predicts.
+        answer: the token that should follow, as text or id; a tuple of several that are right;
+            None: whatever the model predicts.
     """
 
     prompt: str
     subject: str | range
-    answer: str | int | None = None
+    answer: str | int | tuple[str | int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -32,7 +32,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -58,12 +58,14 @@ if TYPE_CHECKING or __name__ != "__main__":
     from analyses.prompts import Prompts, token_string
     from analyses.sweep import sweep
     from analyses.tasks import generate
+    from analyses.tasks.data import NO_TOKEN
     from hooks import ActivationCache, Add, Patch
     from interp import HookedGPT2
 
 VIEWS, FIGURE_1 = looks.VIEWS, looks.FIGURE_1
 SAMPLES = 10
 ROME_SEED = 1
+_UNKNOWN = -1
 
 
 # ------------------------------------------------------------------ the noise
@@ -282,10 +284,11 @@ def trace_facts(
     for index in cli.progress(range(len(facts)), "causal tracing"):
         fact = facts[index]
         try:
-            if only_known and fact.answer is not None and not _knows(model, fact, options):
+            answer = _expected(model, fact, only_known, options.get("prepend_bos", True))
+            if answer == _UNKNOWN:
                 unknown_facts.append(fact)
                 continue
-            one = {"progress": False, **options, "answer": fact.answer, "noise": level}
+            one = {"progress": False, **options, "answer": answer, "noise": level}
             traces.append(causal_tracing(model, fact.prompt, fact.subject, **one))
         except (ValueError, IndexError) as error:
             raise type(error)(f"fact {index}: {error}") from error
@@ -306,7 +309,7 @@ def task_facts(
     *,
     split: str = "held_out",
 ) -> list[Fact]:
-    """Facts of a task that has a subject (`analyses.tasks`), with the answer.
+    """Facts of a task that has a subject (`analyses.tasks`), with their answers.
 
     Raises:
         ValueError: a task without a subject; and as `analyses.tasks.generate`.
@@ -320,15 +323,26 @@ def task_facts(
     for example, prompt in enumerate(data.clean_prompts):
         # The words of a task are single tokens.
         subject = data.str_tokens[example][int(data.positions["SUBJECT"][example])].strip()
-        facts.append(Fact(prompt, subject, int(data.answers[example, 0])))
+        answers = [id for id in data.answers[example].tolist() if id != NO_TOKEN]
+        facts.append(Fact(prompt, subject, tuple(answers)))
     return facts
 
 
-def _knows(model: HookedGPT2, fact: Fact, options: Mapping[str, Any]) -> bool:
+def _expected(model: HookedGPT2, fact: Fact, only_known: bool, prepend_bos: bool) -> int | None:
+    """The answer to trace (None: whatever the model predicts), or `_UNKNOWN`."""
+    if fact.answer is None:
+        return None
+    several = fact.answer if isinstance(fact.answer, tuple) else (fact.answer,)
+    if not several:
+        raise ValueError("its answer is empty; expected a token, or None for the prediction")
+    ids = [_token(model, answer) for answer in several]
+    if not only_known:
+        return ids[0]
     with torch.no_grad():
-        logits = model(fact.prompt, prepend_bos=options.get("prepend_bos", True))
-    assert isinstance(logits, Tensor) and fact.answer is not None
-    return int(logits[0, -1].argmax()) == _token(model, fact.answer)
+        logits = model(fact.prompt, prepend_bos=prepend_bos)
+    assert isinstance(logits, Tensor)
+    predicted = int(logits[0, -1].argmax())
+    return predicted if predicted in ids else _UNKNOWN
 
 
 # ------------------------------------------------------------------ checking arguments

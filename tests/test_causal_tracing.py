@@ -307,8 +307,12 @@ def test_what_cannot_be_averaged(model: HookedGPT2) -> None:
 
 def test_facts_that_are_not_known_are_left_out(mini: HookedGPT2) -> None:
     facts = [Fact(FACT, "France", " Paris"), Fact(FACT, "France", " Rome"), Fact(FACT, "France")]
+    facts.append(Fact(FACT, "France", (" Rome", " Paris")))
     found = trace_facts(mini, facts, samples=1, views="resid_post")
-    assert len(found.traces) == 2 and found.unknown == (facts[1],)
+    assert found.unknown == (facts[1],)
+    assert [trace.answer_string for trace in found.traces] == [" Paris"] * 3
+    anyway = trace_facts(mini, facts[1:2], samples=1, views="resid_post", only_known=False)
+    assert anyway.traces[0].answer_string == " Rome" and not anyway.unknown
     assert "1 left out as unknown" in repr(found)
     with pytest.raises(ValueError, match="knows none"):
         trace_facts(mini, facts[1:2], samples=1)
