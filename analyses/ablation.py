@@ -24,7 +24,6 @@ Zhang and Nanda 2023, arXiv 2309.16042 (which value to put in place).
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -489,20 +488,17 @@ def main(
         )
     views.show(found, console, top_k)
     if html or json_path:
-        provenance = replace(
-            found.provenance.with_weights(loaded),
-            call=cli.call("analyses.ablation", sys.argv[1:]),
-        )
-        found = replace(found, provenance=provenance)
-    if html:
-        found.to_html(html, top_k=top_k)
-    if csv:
-        cli.write_text(csv, cli.csv_text(found.to_frame()))
-    if json_path:
-        cli.write_text(json_path, json.dumps(found.to_dict(), ensure_ascii=False) + "\n")
-    for path in (html, csv, json_path):
-        if path and path != cli.STDIN:
-            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+        call = cli.call("analyses.ablation", sys.argv[1:])
+        found = replace(found, provenance=found.provenance.with_weights(loaded, call))
+    cli.write_outputs(
+        console,
+        html=html,
+        page=lambda: views.page(found, top_k),
+        csv=csv,
+        frame=found.to_frame,
+        json=json_path,
+        data=found.to_dict,
+    )
 
 
 def _parse_layers(text: str | None) -> list[int] | None:

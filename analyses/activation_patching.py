@@ -26,7 +26,6 @@ al. 2022 (arXiv 2211.00593); denoising and noising, and what they show: Heimersh
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -556,21 +555,17 @@ def main(
     result = activation_patching(loaded, pair, direction=direction, views=chosen, positions=where)
     views_of.show(result, console, top_k)
     if html or json_path:
-        provenance = replace(
-            result.provenance.with_weights(loaded),
-            call=cli.call("analyses.activation_patching", sys.argv[1:]),
-        )
-        result = replace(result, provenance=provenance)
-    if html:
-        views_of.page(result, top_k).write(html)
-    if csv:
-        cli.write_text(csv, cli.csv_text(result.to_frame()))
-    if json_path:
-        text = json.dumps(result.to_dict(), ensure_ascii=False, indent=1)
-        cli.write_text(json_path, text + "\n")
-    for path in (html, csv, json_path):
-        if path and path != cli.STDIN:
-            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+        call = cli.call("analyses.activation_patching", sys.argv[1:])
+        result = replace(result, provenance=result.provenance.with_weights(loaded, call))
+    cli.write_outputs(
+        console,
+        html=html,
+        page=lambda: views_of.page(result, top_k),
+        csv=csv,
+        frame=result.to_frame,
+        json=json_path,
+        data=result.to_dict,
+    )
 
 
 def parse_positions(text: str) -> list[int] | list[str] | str:

@@ -29,7 +29,6 @@ expanded into paths; Wang et al., "Interpretability in the Wild" (2022), arXiv 2
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -57,7 +56,7 @@ if TYPE_CHECKING or __name__ != "__main__":
     )
     from analyses.effects import Effects
     from analyses.metrics import LogitDiff, logit_diff
-    from analyses.pairs import PromptPair, _answer_ids
+    from analyses.pairs import PromptPair, answer_ids
     from analyses.prompts import AnyPrompts, Prompts, token_string
     from interp import HookedGPT2
 
@@ -359,7 +358,7 @@ def _ids(model: HookedGPT2, given: Any, n: int, what: str) -> Any:
     has_text = isinstance(given, str) or (
         isinstance(given, Sequence) and any(isinstance(one, str | Sequence) for one in given)
     )
-    return _answer_ids(model, given, n, what) if has_text else given
+    return answer_ids(model, given, n, what) if has_text else given
 
 
 # ------------------------------------------------------------------ the result
@@ -553,21 +552,18 @@ def main(
         console.print(source, style="bold", soft_wrap=True)
         views.show(found, console, top_k)
     if html or json_path:
-        provenance = replace(
-            named[0][1].provenance.with_weights(loaded),
-            call=cli.call("analyses.attribution", sys.argv[1:]),
-        )
+        call = cli.call("analyses.attribution", sys.argv[1:])
+        provenance = named[0][1].provenance.with_weights(loaded, call)
         named = [(source, replace(found, provenance=provenance)) for source, found in named]
-    if html:
-        views.page(named, top_k).write(html)
-    if csv:
-        cli.write_text(csv, _csv(named))
-    if json_path:
-        results = [{"source": source} | found.to_dict() for source, found in named]
-        cli.write_text(json_path, json.dumps(results, ensure_ascii=False) + "\n")
-    for path in (html, csv, json_path):
-        if path and path != cli.STDIN:
-            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+    cli.write_outputs(
+        console,
+        html=html,
+        page=lambda: views.page(named, top_k),
+        csv=csv,
+        frame=lambda: cli.by_source((source, found.to_frame()) for source, found in named),
+        json=json_path,
+        data=lambda: [{"source": source} | found.to_dict() for source, found in named],
+    )
 
 
 def _read_prompts(
@@ -582,17 +578,6 @@ def _read_prompts(
         if value is not None:
             raise cli.CommandError(f"{option} goes with --task, not with prompt files")
     return cli.read_prompts(files)
-
-
-def _csv(named: Sequence[tuple[str, Attribution]]) -> str:
-    import pandas as pd
-
-    frames = []
-    for source, found in named:
-        frame = found.to_frame()
-        frame.insert(0, "source", source)
-        frames.append(frame)
-    return cli.csv_text(pd.concat(frames, ignore_index=True))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,6 @@ corrupting with noise and corrupting with another subject can point to different
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -521,17 +520,22 @@ def main(
     last: Any = together or found[0][1]
     if html or json_path:
         call = cli.call("analyses.causal_tracing", sys.argv[1:])
-        last = replace(last, provenance=replace(last.provenance.with_weights(loaded), call=call))
-    if html:
-        page = looks.page([(found[0][0], last)], top_k) if together is None else None
-        (page or looks.average_page(last, top_k, found)).write(html)
-    if csv:
-        cli.write_text(csv, cli.csv_text(last.to_frame()))
-    if json_path:
-        cli.write_text(json_path, json.dumps(last.to_dict(), ensure_ascii=False, indent=1) + "\n")
-    for path in (html, csv, json_path):
-        if path and path != cli.STDIN:
-            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+        last = replace(last, provenance=last.provenance.with_weights(loaded, call))
+
+    def page() -> report.Page:
+        if together is None:
+            return looks.page([(found[0][0], last)], top_k)
+        return looks.average_page(last, top_k, found)
+
+    cli.write_outputs(
+        console,
+        html=html,
+        page=page,
+        csv=csv,
+        frame=last.to_frame,
+        json=json_path,
+        data=last.to_dict,
+    )
 
 
 def _check_per_file(option: str, given: Sequence[str], files: Sequence[str]) -> None:

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
+from json import dumps
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, NoReturn
 
 import typer
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
+    from analyses.report import Page
     from interp import HookedGPT2
 
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -358,6 +360,44 @@ def write_text(path: str, text: str) -> None:
         sys.stdout.write(text)
     else:
         Path(path).write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_outputs(
+    console: "Console",
+    *,
+    html: str | None,
+    page: Callable[[], "Page"],
+    csv: str | None,
+    frame: Callable[[], "pd.DataFrame"],
+    json: str | None,
+    data: Callable[[], Any],
+) -> None:
+    """Write the files that were asked for, and say so. What goes into them is made when needed."""
+    if html:
+        page().write(html)
+    if csv:
+        write_text(csv, csv_text(frame()))
+    if json:
+        write_text(json, json_text(data()))
+    for path in (html, csv, json):
+        if path and path != STDIN:
+            console.print(f"wrote {printable_path(path)}", style="dim", soft_wrap=True)
+
+
+def json_text(data: Any) -> str:
+    """Plain data as JSON, with letters as they are."""
+    return dumps(data, ensure_ascii=False, indent=1) + "\n"
+
+
+def by_source(frames: Iterable[tuple[str, "pd.DataFrame"]]) -> "pd.DataFrame":
+    """Tables under one another, with a first column `source`."""
+    import pandas as pd
+
+    parts = []
+    for source, frame in frames:
+        frame.insert(0, "source", source)
+        parts.append(frame)
+    return pd.concat(parts, ignore_index=True)
 
 
 def console(*, data_on_stdout: bool = False) -> "Console":

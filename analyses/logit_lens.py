@@ -18,7 +18,6 @@ translators is biased there (section 2); they measure it by the same KL divergen
 
 from __future__ import annotations
 
-import json
 import math
 import operator
 import sys
@@ -701,21 +700,18 @@ def main(
         console.print(prompt.source, style="bold", soft_wrap=True)
         views.show(lens, console)
     if html or json_path:
-        provenance = replace(
-            named[0][1].provenance.with_weights(loaded),
-            call=cli.call("analyses.logit_lens", sys.argv[1:]),
-        )
+        call = cli.call("analyses.logit_lens", sys.argv[1:])
+        provenance = named[0][1].provenance.with_weights(loaded, call)
         named = [(source, replace(lens, provenance=provenance)) for source, lens in named]
-    if html:
-        views.page(named).write(html)
-    if csv:
-        cli.write_text(csv, _csv(named))
-    if json_path:
-        results = [{"source": source} | lens.to_dict() for source, lens in named]
-        cli.write_text(json_path, json.dumps(results, ensure_ascii=False, indent=1) + "\n")
-    for path in (html, csv, json_path):
-        if path and path != cli.STDIN:
-            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+    cli.write_outputs(
+        console,
+        html=html,
+        page=lambda: views.page(named),
+        csv=csv,
+        frame=lambda: cli.by_source((source, lens.to_frame()) for source, lens in named),
+        json=json_path,
+        data=lambda: [{"source": source} | lens.to_dict() for source, lens in named],
+    )
 
 
 def parse_positions(text: str) -> int | list[int] | str:
@@ -732,17 +728,6 @@ def parse_positions(text: str) -> int | list[int] | str:
         raise cli.CommandError(
             f"--positions {text!r}: expected last, all, or a list such as 0,3,-1"
         ) from None
-
-
-def _csv(named: Sequence[tuple[str, LogitLens]]) -> str:
-    import pandas as pd
-
-    frames = []
-    for source, lens in named:
-        frame = lens.to_frame()
-        frame.insert(0, "source", source)
-        frames.append(frame)
-    return cli.csv_text(pd.concat(frames, ignore_index=True))
 
 
 if __name__ == "__main__":

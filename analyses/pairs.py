@@ -137,8 +137,8 @@ class PromptPair:
         ids = [pad_sequence(part, batch_first=True) for part in rows]
         lengths = torch.tensor([len(row) for row in rows[0]])
         n = len(lengths)
-        right = None if answers is None else _answer_ids(model, answers, n, "answers")
-        not_right = None if wrong is None else _answer_ids(model, wrong, n, "wrong")
+        right = None if answers is None else answer_ids(model, answers, n, "answers")
+        not_right = None if wrong is None else answer_ids(model, wrong, n, "wrong")
         if right is not None and not_right is not None:
             _check_apart(model, right, not_right)
         return cls(
@@ -357,7 +357,7 @@ def _check_lengths(clean: Sequence[str], corrupted: Sequence[str], example: int 
     )
 
 
-def _answer_ids(
+def answer_ids(
     model: HookedGPT2, given: Answers, n: int, what: str
 ) -> Int[Tensor, "example answer"]:
     """Ids `[example k]`, rows with fewer ending in -1."""

@@ -25,7 +25,6 @@ appendix B; Goldowsky-Dill et al. 2023, "Localizing Model Behavior with Path Pat
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
@@ -531,16 +530,16 @@ def main(
     views.show(found, console, top_k)
     if html or json_path:
         call = cli.call("analyses.path_patching", sys.argv[1:])
-        found = replace(found, provenance=replace(found.provenance.with_weights(loaded), call=call))
-    if html:
-        views.page(found, top_k).write(html)
-    if csv:
-        cli.write_text(csv, cli.csv_text(found.to_frame()))
-    if json_path:
-        cli.write_text(json_path, json.dumps(found.to_dict(), ensure_ascii=False, indent=1) + "\n")
-    for path in (html, csv, json_path):
-        if path and path != cli.STDIN:
-            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+        found = replace(found, provenance=found.provenance.with_weights(loaded, call))
+    cli.write_outputs(
+        console,
+        html=html,
+        page=lambda: views.page(found, top_k),
+        csv=csv,
+        frame=found.to_frame,
+        json=json_path,
+        data=found.to_dict,
+    )
 
 
 def _parsed_positions(text: str) -> list[int] | list[str] | None:

@@ -58,9 +58,10 @@ class Provenance:
             | {name: _version(name) for name in ("hooked-gpt2", "torch", "plotly")},
         )
 
-    def with_weights(self, model: "HookedGPT2") -> "Provenance":
-        """The same with the hash of the weights of `model` (it reads all of them once)."""
-        return replace(self, weights_sha256=weights_sha256(model))
+    def with_weights(self, model: "HookedGPT2", call: str | None = None) -> "Provenance":
+        """The same with the hash of the weights of `model` (it reads all of them once), and with
+        another call where one is given."""
+        return replace(self, weights_sha256=weights_sha256(model), call=call or self.call)
 
     def to_dict(self) -> dict[str, Any]:
         """As plain data."""

@@ -119,7 +119,7 @@ def test_sums_for_random_prompts_and_answers(model, seed, n_pos, n_wrong, left):
     draw = torch.Generator().manual_seed(seed)
     tokens = torch.randint(31, (2, n_pos), generator=draw)
     answers = torch.randint(31, (2,), generator=draw)
-    wrong = torch.randint(31, (2, n_wrong), generator=draw)
+    wrong = torch.stack([torch.randperm(31, generator=draw)[:n_wrong] for _ in range(2)])
     mask = torch.ones(2, n_pos, dtype=torch.bool)
     short = 1 + int(torch.randint(n_pos, (), generator=draw))
     mask[1] = torch.arange(n_pos) >= n_pos - short if left else torch.arange(n_pos) < short
