@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from analyses import _attribution_views, cli, report
+from analyses import _attribution_views, _effects_views, cli, report
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -53,7 +53,7 @@ def _strongest(found: "Ablation", top_k: int) -> tuple[list[str], list[list[str]
         errors = [f"{stderr[i]:.3f}", f"{low[i]:+.3f} to {high[i]:+.3f}"]
         rows.append(row + errors if several else row)
     most = max(map(abs, change)) or 1.0
-    return headers, rows, [abs(one) / most for one in change]
+    return headers, rows, [one / most for one in change]
 
 
 def page(found: "Ablation", top_k: int) -> report.Page:
@@ -74,7 +74,7 @@ def page(found: "Ablation", top_k: int) -> report.Page:
     page.table(
         headers,
         [
-            [row[0], report.Shaded(row[1], shade), *row[2:]]
+            [row[0], _effects_views.diverging(row[1], shade), *row[2:]]
             for row, shade in zip(rows, shades, strict=True)
         ],
     )
@@ -109,7 +109,7 @@ def show(found: "Ablation", console: "Console", top_k: int) -> None:
     columns = [cli.Column(headers[0], [cli.Cell(row[0]) for row in rows])]
     for i, header in enumerate(headers[1:], start=1):
         shown = [
-            cli.Cell(row[i], shade if i == 1 else None)
+            cli.Cell(row[i], abs(shade) if i == 1 else None)
             for row, shade in zip(rows, shades, strict=True)
         ]
         columns.append(right(header, shown))

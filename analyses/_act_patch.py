@@ -166,10 +166,15 @@ def generic_activation_patch(
     Raises:
         UnknownHookName: there is no such point, or the cache has not kept it.
         ValueError: both or neither of `index_axis_names` and `index_df`, an unknown axis, prompts
-            of different lengths, or a metric that gives anything but one number.
+            of different lengths or padded, or a metric that gives anything but one number.
         IndexError: an index is out of range.
     """
     prompts = Prompts.of(model, corrupted_tokens)
+    if not bool(prompts.attention_mask.all()):
+        raise ValueError(
+            "these prompts are padded, so a position would be another token in each: take prompts "
+            "of one length, or activation_patching(...), which counts tokens without padding"
+        )
     if (index_axis_names is None) == (index_df is None):
         raise ValueError("give either index_axis_names or index_df, and not both")
     shape: list[int] | None = None

@@ -39,7 +39,7 @@ def page(result: "ActivationPatching", top_k: int = 10) -> report.Page:
     page = report.Page(
         f"Activation patching: {result.provenance.model}",
         f"{result.direction.capitalize()}: {_WHAT[result.direction]}. Colours show how far the "
-        "metric moves from the run without a patch: red up, blue down. "
+        "numbers shown are from those without a patch: red above, blue below. "
         "Blanks are shown as ·, line ends as ⏎.",
     )
     page.heading(f"Prompts: {pair.source}" if pair.source else "Prompts")

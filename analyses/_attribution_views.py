@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analyses import cli, report
+from analyses import _effects_views, cli, report
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -230,7 +230,7 @@ def _add_table(page: report.Page, found: "Attribution", view: str, title: str, t
     page.table(
         [view, *headers],
         [
-            [row[0], report.Shaded(row[1], shade), *row[2:]]
+            [row[0], _effects_views.diverging(row[1], shade), *row[2:]]
             for row, shade in zip(rows, shades, strict=True)
         ],
     )
@@ -249,7 +249,7 @@ def _strongest(effects: "Effects", top_k: int) -> tuple[list[str], list[list[str
     for place in places:
         row = [place_name(effects, place), f"{float(mean[place]):+.3f}"]
         rows.append([*row, f"{float(stderr[place]):.3f}"] if several else row)
-    shades = [abs(float(mean[place])) / most for place in places]
+    shades = [float(mean[place]) / most for place in places]
     return ["adds, nats", *(["± s.e."] if several else [])], rows, shades
 
 
@@ -273,7 +273,10 @@ def show(found: "Attribution", console: "Console", top_k: int) -> None:
             columns = [cli.Column(view, [cli.Cell(row[0]) for row in rows])]
             for i, header in enumerate(headers, start=1):
                 shade: Sequence[float | None] = shades if i == 1 else [None] * len(rows)
-                cells = [cli.Cell(row[i], s) for row, s in zip(rows, shade, strict=True)]
+                cells = [
+                    cli.Cell(row[i], None if s is None else abs(s))
+                    for row, s in zip(rows, shade, strict=True)
+                ]
                 columns.append(right(header, cells))
             cli.print_table(console, columns[:1], columns[1:], "columns")
     console.print()

@@ -139,7 +139,7 @@ def best_lines(views: "Mapping[str, Effects]") -> list[str]:
 def _explained(window: int, noise: float, samples: int, seed: int) -> str:
     return (
         f"Noise of standard deviation {noise:.4g} on the subject's token embeddings, {samples} "
-        f"draws, seed {seed}. mlp_out and attn_out restore windows of {window} "
+        f"draw{'s'[: samples != 1]}, seed {seed}. mlp_out and attn_out restore windows of {window} "
         f"layer{'s'[: window != 1]}. Shown: what restoring gives back of the probability of the "
         "answer (indirect effect), mean over draws."
     )

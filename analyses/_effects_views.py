@@ -311,7 +311,7 @@ class Strongest(NamedTuple):
     Attributes:
         headers: the first `n_labels` say where a place is.
         rows: text, one row per place.
-        shades: how far each is from no effect, 0 to 1.
+        shades: how far each is from no effect, -1 to 1.
     """
 
     headers: list[str]
@@ -337,9 +337,9 @@ def strongest(views: Sequence[tuple[str, "Effects"]], k: int) -> Strongest:
                 stderr = float(effects.change_stderr[place])
                 row.append("" if math.isnan(stderr) else f"{stderr:.3f}")
                 row.append(str(int(effects.examples[place])))
-            found.append((abs(float(numbers[0][place]) - neutral), row))
-    found = sorted(found, key=lambda one: -one[0])[:k]
-    most = max((distance for distance, _ in found), default=0.0) or 1.0
+            found.append((float(numbers[0][place]) - neutral, row))
+    found = sorted(found, key=lambda one: -abs(one[0]))[:k]
+    most = max((abs(distance) for distance, _ in found), default=0.0) or 1.0
     labels = [*(["view"] if len(views) > 1 else []), *first.axes]
     headers = [*labels, *_scales(first)]
     if first.n_examples > 1:
@@ -360,10 +360,19 @@ def add_strongest_of(page: report.Page, views: Sequence[tuple[str, "Effects"]], 
     page.table(
         table.headers,
         [
-            [*row[:n], report.Shaded(row[n], shade), *row[n + 1 :]]
+            [*row[:n], diverging(row[n], shade), *row[n + 1 :]]
             for row, shade in zip(table.rows, table.shades, strict=True)
         ],
     )
+
+
+def diverging(text: str, shade: float) -> report.Shaded:
+    """A cell in the colours of the heat maps.
+
+    Args:
+        shade: from -1, as far below no effect as it goes, to 1.
+    """
+    return report.Shaded(text, abs(shade), sign=-1 if shade < 0 else 1)
 
 
 def summary(effects: "Effects") -> str:
@@ -402,7 +411,7 @@ def show(effects: "Effects", console: "Console", top_k: int = 5) -> None:
     columns = []
     for i, header in enumerate(table.headers):
         cells = [
-            cli.Cell(row[i], shade if i == n else None)
+            cli.Cell(row[i], abs(shade) if i == n else None)
             for row, shade in zip(table.rows, table.shades, strict=True)
         ]
         columns.append(cli.Column(header, cells) if i < n else right(header, cells))

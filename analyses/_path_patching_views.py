@@ -110,7 +110,7 @@ def page(result: "PathPatching", top_k: int = 10) -> report.Page:
     page.table(
         headers,
         [
-            [text[0], report.Shaded(text[1], abs(one.change) / most), *text[2:]]
+            [text[0], _effects_views.diverging(text[1], one.change / most), *text[2:]]
             for text, one in zip(texts, rows, strict=True)
         ],
     )

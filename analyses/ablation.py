@@ -443,7 +443,11 @@ def main(
     Takes out one at a time and shows how the logit difference between answer and wrong token
     changes, on the clean prompts.
     """
-    request = pair_options.PairRequest.checked(files, answer, wrong, task, n, seed, corruption)
+    # Without a second prompt to take means from, one is enough.
+    alone = kind == "zero" or bool(reference)
+    request = pair_options.PairRequest.checked(
+        files, answer, wrong, task, n, seed, corruption, alone=alone
+    )
     inputs = [*request.inputs, *(reference or ())]
     cli.check_outputs(html=html, csv=csv, json=json_path, inputs=inputs)
     for option, given, known in (("--kind", kind, KINDS), ("--units", units, UNITS)):

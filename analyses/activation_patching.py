@@ -162,8 +162,8 @@ def activation_patching(
     *,
     direction: Direction = "denoising",
     views: str | Sequence[str] = DEFAULT_VIEWS,
-    layers: Sequence[int] | None = None,
-    positions: Sequence[int] | Sequence[str] | Literal["all"] | None = None,
+    layers: int | Sequence[int] | None = None,
+    positions: int | Sequence[int] | str | Sequence[str] | None = None,
     attention_mask: Tensor | None = None,
     prepend_bos: bool = True,
     batch_size: int | Literal["auto"] = "auto",
@@ -186,7 +186,7 @@ def activation_patching(
             position: resid_pre, resid_mid, resid_post, attn_out, mlp_out. By layer and head, all
             positions at once: z, q, k, v, pattern. By layer, position and head: the same with
             `_by_pos`. By layer, head and both positions: pattern_by_entry.
-        layers: only these; negative ones count from the last.
+        layers: only this one or these; negative ones count from the last.
         positions: "all"; or some, as numbers counted without padding (negative ones from the end),
             or as names of the pair's `positions`, which may be elsewhere in every example. By
             default all where examples have one length, and otherwise all that have names.
@@ -315,9 +315,10 @@ def model_point(point: str, layer: int) -> str:
     return f"blocks.{layer}.{inside}{point}"
 
 
-def _layers(layers: Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
+def _layers(layers: int | Sequence[int] | None, n_layers: int) -> tuple[int, ...]:
     if layers is None:
         return tuple(range(n_layers))
+    layers = [layers] if isinstance(layers, int) else layers
     found: list[int] = []
     for layer in layers:
         if not -n_layers <= layer < n_layers:
@@ -341,12 +342,12 @@ class _Positions(NamedTuple):
     numbers: tuple[int, ...]
 
 
-def _positions(pair: PromptPair, asked: Sequence[Any] | str | None) -> _Positions:
+def _positions(pair: PromptPair, asked: Sequence[Any] | int | str | None) -> _Positions:
     """The positions asked for, as numbers or as tensors with one per example."""
     n_pos = pair.clean.shape[1]
     if asked is None:
         asked = list(pair.positions) if pair.is_padded else "all"
-    if isinstance(asked, str) and asked != "all":
+    if isinstance(asked, int) or (isinstance(asked, str) and asked != "all"):
         asked = [asked]
     if pair.is_padded and (isinstance(asked, str) or not asked):
         lengths = sorted(set(pair.lengths.tolist()))

@@ -120,8 +120,13 @@ class PairRequest:
         seed: int | None = None,
         corruption: str | None = None,
         template: str | None = None,
+        *,
+        alone: bool = False,
     ) -> "PairRequest":
         """Read the files, or look up the task.
+
+        Args:
+            alone: a clean prompt will do; it then stands for the corrupted one too.
 
         Raises:
             CommandError: neither or both, not two files, options of the other kind, or a file that
@@ -150,7 +155,7 @@ class PairRequest:
                 corruption=corruption,
                 template=template,
             )
-        if len(files) != 2:
+        if len(files) != 2 and not (alone and len(files) == 1):
             raise cli.CommandError(
                 f"expected two prompt files, CLEAN and CORRUPTED, or --task; got {len(files)} "
                 f"file{'s'[: len(files) != 1]}"
@@ -164,10 +169,11 @@ class PairRequest:
                 raise cli.CommandError(
                     f'{option} is missing: name a token, for example {option} " Mary"'
                 )
-        clean, corrupted = cli.read_prompts(files)
+        prompts = cli.read_prompts(files)
+        clean, corrupted = prompts[0], prompts[-1]
         return cls(
             inputs=files,
-            name=f"{clean.source}, {corrupted.source}",
+            name=", ".join(prompt.source for prompt in prompts),
             clean=clean.text,
             corrupted=corrupted.text,
             answers=tuple(answer or ()),

@@ -377,7 +377,7 @@ def answer_ids(
     ]
     for row in ids:
         for id in row:
-            if not 0 <= id < model.cfg.d_vocab_out:
+            if id != NO_TOKEN and not 0 <= id < model.cfg.d_vocab_out:
                 raise ValueError(
                     f"{what}: token {id} is out of range: this model predicts tokens 0 to "
                     f"{model.cfg.d_vocab_out - 1}"

@@ -172,11 +172,14 @@ class Shaded(NamedTuple):
         text: what it says.
         shade: how strong the background is, 0 to 1; nan for none.
         note: shown when the pointer rests on it.
+        sign: 1 or -1 for a number that is above or below what figures leave uncoloured: the
+            background is then of their red or blue; 0 for any other.
     """
 
     text: str
     shade: float
     note: str = ""
+    sign: int = 0
 
 
 @dataclass
@@ -342,9 +345,11 @@ def _cell(cell: str | Shaded) -> str:
         return f"<td>{html.escape(cell)}</td>"
     shade = 0.0 if math.isnan(cell.shade) else min(max(cell.shade, 0.0), 1.0)
     percent = round(100 * shade)
-    strong = ' class="strong"' if percent >= 50 else ""
+    classes = ["strong"] if percent >= 50 else []
+    classes += {1: ["above"], -1: ["below"]}.get(cell.sign, [])
+    named = f' class="{" ".join(classes)}"' if classes else ""
     return (
-        f'<td{strong} style="--shade:{percent}%" title="{html.escape(cell.note)}">'
+        f'<td{named} style="--shade:{percent}%" title="{html.escape(cell.note)}">'
         f"{html.escape(cell.text)}</td>"
     )
 
@@ -358,6 +363,7 @@ def _css() -> str:
         return (
             f"--ink:{c['ink']};--paper:{c['paper']};--line:{c['grid']};"
             f"--accent:{accent};--strong:{strong};"
+            f"--above:{c['diverging'][3]};--below:{c['diverging'][1]};"
         )
 
     light = variables(_LIGHT, "#2f78bb", "#ffffff")
@@ -397,6 +403,8 @@ th{text-align:left;font-weight:600;padding:.15rem .6rem;border-bottom:1px solid 
  white-space:nowrap}
 td{padding:.12rem .6rem;white-space:pre;border-radius:.2rem;
  background:color-mix(in srgb,var(--accent) var(--shade,0%),transparent)}
+td.above{background:color-mix(in srgb,var(--above) var(--shade,0%),transparent)}
+td.below{background:color-mix(in srgb,var(--below) var(--shade,0%),transparent)}
 td.strong{color:var(--strong)}
 .provenance dl{display:grid;grid-template-columns:max-content 1fr;gap:.15rem 1.25rem;
  font-size:13px;margin:0}

@@ -434,8 +434,8 @@ class Plan:
             f"{len(walks)} climb{'s'[: len(walks) != 1]} through the layers; about "
             f"{(memory + chunk * self._base_bytes()) / 2**20:.0f} MiB of activations (limit "
             f"{self.memory_limit / 2**20:.0f} MiB)",
-            f"about {flops:.2e} floating-point operations, {naive / flops:.1f} times fewer than "
-            f"one forward pass per intervention ({naive:.2e})",
+            f"about {flops:.2e} floating-point operations; one forward pass per intervention takes "
+            f"{naive:.2e}, {naive / flops:.1f} times that",
         ]
         return "\n".join(lines)
 

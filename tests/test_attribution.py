@@ -562,7 +562,7 @@ def test_command_on_a_task(capsys):
     asked = ["--task", "ioi", "--n", 3, "--model", "mini", "--no-neurons", "--positions", "2,-1"]
     assert run(*asked) == 0
     shown = capsys.readouterr().out
-    assert "on average over 3 prompts and the positions read" in shown
+    assert "on average over 3 prompts and the positions read" in " ".join(shown.split())
     assert "Neurons" not in shown
 
 
