@@ -120,7 +120,7 @@ def panels(
     if limit is None:
         found = [float(d.abs().nan_to_num(0.0).max()) for d in distances if d.numel()]
         limit = max(found) or 1.0
-    room = (_PAGE_WIDTH - 260) // (n_columns * len(views))
+    room = (_PAGE_WIDTH - 340) // (n_columns * len(views))
     cell = next((width for width in (54, 24) if width <= room), 18)
     words = n_rows * n_columns * len(views) <= _MOST_WORDS and cell == 54
     chosen = make_subplots(
@@ -147,12 +147,13 @@ def panels(
     tall = max(height * n_rows, _LEAST_HEIGHT)
     longest = max(len(name) for grid in grids for name in grid.column_names)
     below = 40 + min(longest, 20) * 6 if longest > 3 else 60
-    wide = 230 + len(views) * n_columns * cell
+    wide = (230 if longest <= 8 else 310) + len(views) * n_columns * cell
     chosen.update_layout(
         template=report.template(),
         height=60 + below + tall,
         width=max(420, min(wide, _WIDEST)),
-        margin={"l": 10, "r": 10, "t": 40, "b": 10},
+        # A long label of the first column reaches out to the left.
+        margin={"l": 10 if longest <= 8 else 90, "r": 10, "t": 40, "b": 10},
     )
     if len(views) > 1:
         chosen.update_annotations(font={"size": 14})

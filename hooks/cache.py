@@ -41,6 +41,7 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
         prepend_bos: whether `<|endoftext|>` was put before the text; None where the run began
             from token ids.
         n_layers: how many layers the model has; negative layers count from there.
+        partial: whether only some positions were kept.
     """
 
     tensors: Mapping[str, Tensor]
@@ -50,6 +51,7 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
     str_tokens: Sequence[Sequence[str]] | None = None
     prepend_bos: bool | None = None
     n_layers: int | None = None
+    partial: bool = False
 
     def __getitem__(self, name: str | tuple) -> Tensor:
         return self.tensors[self.full_name(name)]
@@ -122,7 +124,9 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
             for name in tensors:
                 tensors[name], axes[name] = take(tensors[name], axes[name], wanted, index, name)
         compact = _once_per_tensor(tensors, lambda t: t.clone())
-        return replace(self, tensors=compact, axes=axes, **self._sliced_tokens(batch, pos))
+        cut = self._sliced_tokens(batch, pos)
+        partial = self.partial or pos is not None
+        return replace(self, tensors=compact, axes=axes, partial=partial, **cut)
 
     def _sliced_tokens(self, batch: Index | None, pos: Index | None) -> dict[str, Any]:
         cut: dict[str, Any] = {}
@@ -197,6 +201,7 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
             "str_tokens": self.str_tokens and [list(row) for row in self.str_tokens],
             "prepend_bos": self.prepend_bos,
             "n_layers": self.n_layers,
+            "partial": self.partial,
         }
         if not Path(path).absolute().parent.is_dir():
             raise FileNotFoundError(f"there is no folder {str(Path(path).parent)!r} to save in.")
@@ -228,6 +233,7 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
                 str_tokens=about["str_tokens"],
                 prepend_bos=about["prepend_bos"],
                 n_layers=about["n_layers"],
+                partial=about.get("partial", False),
             )
         except (SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"{str(path)!r} is no saved activation cache: {error}") from error
@@ -288,7 +294,7 @@ class CacheBuilder:
         cache = ActivationCache(tensors, self._axes, **about)
         if self._pos_slice is None:
             return cache
-        return replace(cache, **cache._sliced_tokens(None, self._pos_slice))
+        return replace(cache, partial=True, **cache._sliced_tokens(None, self._pos_slice))
 
     def _without_unasked_memory(self) -> dict[str, Tensor]:
         # Queries, keys and values are views of one tensor. With only one of them asked for,

@@ -95,6 +95,7 @@ class Packed:
                 "str_tokens": cache.str_tokens and [list(row) for row in cache.str_tokens],
                 "prepend_bos": cache.prepend_bos,
                 "n_layers": cache.n_layers,
+                "partial": cache.partial,
             }
             for name in ("tokens", "attention_mask"):
                 value = getattr(cache, name)
@@ -154,6 +155,7 @@ def unpack(edits: list[Any], caches: list[Any], tensors: Mapping[str, Tensor]) -
             str_tokens=about["str_tokens"],
             prepend_bos=about["prepend_bos"],
             n_layers=about["n_layers"],
+            partial=about.get("partial", False),
         )
         for about in caches
     ]

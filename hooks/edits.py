@@ -55,7 +55,9 @@ class Edit:
         head: which heads; None: all.
         neuron: which coordinates of the last axis: neurons at `mlp.hook_pre` and `mlp.hook_post`,
             coordinates of `d_head` or `d_model` elsewhere; None: all.
-        key: of attention scores and patterns, which positions attended to, given as `pos` is.
+        key: of attention scores and patterns, which positions attended to, given as `pos` is. None
+            is all, also those that the mask hides from a query: an `Ablate` of attention scores
+            lets it look ahead.
     """
 
     point: str | tuple
@@ -187,7 +189,9 @@ class Scale(Edit):
     def __post_init__(self) -> None:
         super().__post_init__()
         if isinstance(self.factor, bool) or not isinstance(self.factor, int | float):
-            raise TypeError(f"Scale at {self.point!r} needs factor=, a number, not {self.factor!r}.")
+            raise TypeError(
+                f"Scale at {self.point!r} needs factor=, a number, not {self.factor!r}."
+            )
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -205,6 +205,7 @@ class Locator:
         self._dtype, self._device = like.dtype, like.device
         # What several edits share: sources moved to the device, means, draws.
         self._shared: dict[tuple, Any] = {}
+        self._found: dict[str | tuple | None, HookPoint] = {}
 
     def locate(self, edit: Edit, *, here: bool = False) -> LocatedEdit:
         """The places and values of an edit.
@@ -220,8 +221,7 @@ class Locator:
         """
         if not isinstance(edit, Edit):
             raise TypeError(f"an edit is a Patch, Ablate, Scale or Add, not {edit!r}.")
-        names = list(self._points)
-        point = self._points[names[0] if here else resolve(edit.point, names)]
+        point = self._point(None if here else edit.point)
         attention = "query" in point.axes
         if edit.key is not None and not attention:
             raise ValueError(
@@ -245,6 +245,12 @@ class Locator:
             values=None,
         )
         return replace(places, values=self._values(edit, places))
+
+    def _point(self, name: str | tuple | None) -> HookPoint:
+        if name not in self._found:
+            names = list(self._points)
+            self._found[name] = self._points[names[0] if name is None else resolve(name, names)]
+        return self._found[name]
 
     def _columns(self, edit: Edit, name: str) -> Columns:
         where = getattr(edit, name)
@@ -442,6 +448,11 @@ class Locator:
                     f"{edit!r}: the source has {point.name!r} as "
                     f"{' '.join(source.axes[point.name])}, not {' '.join(point.axes)}: it must be "
                     f"of whole prompts, with the axis batch."
+                )
+            if source.partial:
+                raise ValueError(
+                    f"{edit!r}: its source holds some positions only (pos_slice), so which is "
+                    f"which is not known: keep all, or give the values as a tensor."
                 )
             tensor = source.tensors[point.name]
             self._check_dtype(edit, tensor, "source")

@@ -23,6 +23,7 @@ import difflib
 import re
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 
 NameFilter = str | tuple | Iterable[str | tuple] | Callable[[str], bool]
 
@@ -125,6 +126,7 @@ def _count_layers(names: Sequence[str]) -> int:
     return 1 + max((layer_of(n) or 0 for n in names), default=0)
 
 
+@cache
 def layer_of(name: str) -> int | None:
     """The layer in a full name, or None where it names none."""
     found = re.match(r"blocks\.(\d+)\.", name)

@@ -5,6 +5,8 @@ metrics are computed.
 """
 
 import math
+import weakref
+from collections.abc import Iterable
 from dataclasses import replace
 from random import Random
 from typing import Any
@@ -18,11 +20,13 @@ from _naive import naive_sweep
 from _random_edits import World, every_point, padded, random_edit
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from analyses.metrics import Function, kl, log_prob, logit_diff, loss, prob
 from analyses.sweep import sweep
 from hooks import Ablate, Add, Edit, HookError, Patch, Scale, UnknownHookName, resolve
-from interp import HookedGPT2
+from interp import HookedGPT2, HookedGPT2Config
 from interp.points import hook_points
 
 SIZES = dict(n_layer=2, n_embd=16, n_head=4, n_inner=24, n_positions=9, vocab_size=31)
@@ -580,6 +584,54 @@ def test_nothing_is_left_behind(world, capfd):
     assert capfd.readouterr() == ("", "")  # no progress bar where there is no terminal
 
 
+class LiveBytes(TorchDispatchMode):
+    """How much memory tensors take that are made while it is on."""
+
+    def __init__(self, known: Iterable[torch.Tensor]) -> None:
+        super().__init__()
+        self._storages = [tensor.untyped_storage() for tensor in known]
+        self._sizes = {storage._cdata: 0 for storage in self._storages}
+        self.now = self.peak = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self._sizes:
+                    self._sizes[storage._cdata] = storage.nbytes()
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self._freed, storage._cdata)
+        return out
+
+    def _freed(self, key: int) -> None:
+        self.now -= self._sizes.pop(key, 0)
+
+
+@pytest.mark.parametrize("metric", [logit_diff(1, 2), kl(), loss()], ids=lambda m: m.name)
+@pytest.mark.parametrize("short", ["resid_pre", "pattern"])
+def test_the_memory_limit_holds(metric, short):
+    """More would be taken, were there room."""
+    cfg = HookedGPT2Config(n_layers=3, d_model=64, n_heads=4, n_ctx=32, d_vocab=400)
+    model = HookedGPT2.from_config(cfg).requires_grad_(False)
+    tokens = torch.randint(400, (8, 32))
+    _, source = model.run_with_cache(tokens.flip(0), names_filter=[f"*hook_{short}"])
+    edits = [
+        Patch((short, layer), pos=pos, source=source)
+        for layer in range(3)
+        for pos in range(0, 32, 3)
+    ]
+    peaks, values = [], []
+    for limit in (2**21, 2**26):
+        with LiveBytes([tokens, *model.parameters(), *source.tensors.values()]) as live:
+            result = sweep(model, tokens, edits, metric, memory_limit=limit, progress=False)
+        peaks.append(live.peak)
+        values.append(result.values[metric.name])
+    assert peaks[0] < 2**21 < peaks[1] < 2**26
+    torch.testing.assert_close(values[0], values[1], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_with_gradients_off(world, mode):
     here = world("right")
@@ -673,6 +725,11 @@ def test_a_source_that_does_not_fit(world):
     other = model.run_with_cache(tokens, attention_mask=mask)[1]
     with pytest.raises(ValueError, match="prompt 1 has 4 tokens, its source 5"):
         run(here, [Patch(("z", 0), source=other)])
+    # Two of four positions: as many as the second prompt here has, and not the same ones.
+    tokens, _ = padded([4, 4, 4], "right", 31, 0)
+    _, some = model.run_with_cache(tokens, pos_slice=[1, 3])
+    with pytest.raises(ValueError, match="some positions only"):
+        sweep(model, tokens[:, :2], [Patch(("z", 0), source=some)], logit_diff(1, 2))
     with pytest.raises(ValueError, match="source holds 2 prompts, there are 3"):
         run(here, [Patch(("z", 0), source=other.slice(batch=[0, 1]))])
     with pytest.raises(ValueError, match="axis batch"):
