@@ -146,12 +146,13 @@ class Contrasts:
             _Prompts(getattr(self.pair, which), self.pair.attention_mask, examples, self.model)
             for which in RUNS[self.direction]
         )
-        source_cache, _, source_metric = self._plain(source)
         if self.steps is None:
-            base_cache, base_metric = self._with_gradients(base, base.tokens, 1)
+            base_cache, output, base_metric = self._with_gradients(base, base.tokens, 1)
             gradients = iter([(1, base_cache)])
+            source_cache, source_metric = self._plain(source, output)[::2]
         else:
             base_cache, output, base_metric = self._plain(base)
+            source_cache, source_metric = self._plain(source, output)[::2]
             # Their sum enters the first block.
             begin, end = (
                 cache["hook_embed"] + cache["hook_pos_embed"]
@@ -176,13 +177,19 @@ class Contrasts:
             starts = cli.progress(starts, "integrated gradients")
         for first in starts:
             count = min(at_once, steps - first)
-            share = (torch.arange(first, first + count, device=begin.device) + 0.5) / steps
-            share = share.to(begin.dtype)[:, None, None, None]
+            share = (torch.arange(first, first + count, dtype=torch.float64) + 0.5) / steps
+            share = share.to(begin.dtype).to(begin.device)[:, None, None, None]
             points = (begin + share * (end - begin)).flatten(0, 1)  # (step example) pos d_model
             yield count, self._with_gradients(base, points, count, output)[0]
 
-    def _plain(self, prompts: "_Prompts") -> tuple[ActivationCache, Tensor, Tensor]:
-        """One run without gradients: what it kept, its output, the metric."""
+    def _plain(
+        self, prompts: "_Prompts", reference: Tensor | None = None
+    ) -> tuple[ActivationCache, Tensor, Tensor]:
+        """One run without gradients: what it kept, its output, the metric.
+
+        Args:
+            reference: the output of the base run, where this is not that run.
+        """
         with torch.no_grad():
             output, cache = self.model.run_with_cache(
                 prompts.tokens,
@@ -191,12 +198,13 @@ class Contrasts:
                 stop_at_layer=self.judge.stop,
             )
             output = cast(Tensor, output)
-            return cache, output, self.judge(output, prompts.rows, prompts.all_tokens, output)
+            against = output if reference is None else reference
+            return cache, output, self.judge(output, prompts.rows, prompts.all_tokens, against)
 
     def _with_gradients(
         self, base: "_Prompts", input: Tensor, repeats: int, reference: Tensor | None = None
-    ) -> tuple[ActivationCache, Tensor]:
-        """A run with a backward pass: what it kept, the metric.
+    ) -> tuple[ActivationCache, Tensor, Tensor]:
+        """A run with a backward pass: what it kept, its output, the metric.
 
         Args:
             input: the base's tokens, or what enters block 0, `repeats` times the examples.
@@ -212,7 +220,7 @@ class Contrasts:
                     f"metric {self.judge.name} is not differentiable: nothing leads from its value "
                     "back to the logits (argmax, .item(), .detach() and comparisons cut the way)"
                 )
-            found.append(values.detach())
+            found.extend((output.detach(), values.detach()))
             return values.sum()
 
         _, cache = self.model.run_with_cache(
@@ -223,7 +231,7 @@ class Contrasts:
             start_at_layer=0 if input.is_floating_point() else None,
             stop_at_layer=self.judge.stop,
         )
-        return cache, found[0]
+        return cache, found[0], found[1]
 
 
 class _Prompts:
@@ -289,7 +297,9 @@ class _Judge:
             base_output: of the base run, a row for each of the examples at hand.
         """
         if isinstance(self._metric, Function):
-            values = torch.cat([self._metric(part) for part in output.split(len(base_output))])
+            parts = output.split(len(base_output))
+            # A function may edit its logits: it gets its own.
+            values = torch.cat([self._metric(part.clone()) for part in parts])
         else:
             values = self._of_cells(self._metric, output, example, tokens, base_output)
         if not bool(values.isfinite().all()):

@@ -43,7 +43,6 @@ Faithfulness" (2024), arXiv 2403.17806, section 3 (EAP-IG).
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
@@ -419,6 +418,7 @@ def main(
     n: pair_options.N = None,
     seed: pair_options.Seed = None,
     corruption: pair_options.Corruption = None,
+    template: pair_options.Template = None,
     direction: Annotated[
         str, typer.Option(help="denoising or noising.", metavar="NAME")
     ] = "denoising",
@@ -466,7 +466,9 @@ def main(
     To first order, the metric changes by the difference of the activation between two prompts times
     the metric's gradient there (Nanda 2023). --exact says how good the estimates are.
     """
-    request = pair_options.PairRequest.checked(files, answer, wrong, task, n, seed, corruption)
+    request = pair_options.PairRequest.checked(
+        files, answer, wrong, task, n, seed, corruption, template
+    )
     cli.check_outputs(html=html, csv=csv, json=json_path, inputs=request.inputs)
     if direction not in DIRECTIONS:
         raise cli.CommandError(unknown("direction", direction, DIRECTIONS))
@@ -494,21 +496,17 @@ def main(
         result = result.compared(truth.views)
     views_of.show(result, console, top_k)
     if html or json_path:
-        provenance = replace(
-            result.provenance.with_weights(loaded),
-            call=cli.call("analyses.attribution_patching", sys.argv[1:]),
-        )
-        result = replace(result, provenance=provenance)
-    if html:
-        views_of.page(result, top_k).write(html)
-    if csv:
-        cli.write_text(csv, cli.csv_text(result.to_frame()))
-    if json_path:
-        text = json.dumps(result.to_dict(), ensure_ascii=False, indent=1)
-        cli.write_text(json_path, text + "\n")
-    for path in (html, csv, json_path):
-        if path and path != cli.STDIN:
-            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+        call = cli.call("analyses.attribution_patching", sys.argv[1:])
+        result = replace(result, provenance=result.provenance.with_weights(loaded, call))
+    cli.write_outputs(
+        console,
+        html=html,
+        page=lambda: views_of.page(result, top_k),
+        csv=csv,
+        frame=result.to_frame,
+        json=json_path,
+        data=result.to_dict,
+    )
 
 
 if __name__ == "__main__":

@@ -358,6 +358,9 @@ def _checked_views(views: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def _check_numbers(window: int, n_layers: int, level: float, samples: int) -> None:
+    for name, given in (("window", window), ("samples", samples)):
+        if isinstance(given, bool) or not isinstance(given, int):
+            raise TypeError(f"{name} is a whole number, not {given!r}")
     if window < 1:
         raise ValueError(f"window={window} is out of range: expected at least 1 layer")
     if not (math.isfinite(level) and level >= 0):

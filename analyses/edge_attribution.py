@@ -34,7 +34,6 @@ Sources: Syed, Rager and Conmy, "Attribution Patching Outperforms Automated Circ
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Sequence
@@ -483,6 +482,7 @@ def main(
     n: pair_options.N = None,
     seed: pair_options.Seed = None,
     corruption: pair_options.Corruption = None,
+    template: pair_options.Template = None,
     direction: Annotated[
         str, typer.Option(help="noising or denoising.", metavar="NAME")
     ] = "noising",
@@ -525,7 +525,9 @@ def main(
     Edge attribution patching (Syed et al. 2023), or with --steps EAP-IG (Hanna et al. 2024): what
     patching each edge would do, estimated for all of them from one backward pass.
     """
-    request = pair_options.PairRequest.checked(files, answer, wrong, task, n, seed, corruption)
+    request = pair_options.PairRequest.checked(
+        files, answer, wrong, task, n, seed, corruption, template
+    )
     cli.check_outputs(html=html, csv=csv, json=json_path, inputs=request.inputs)
     if direction not in DIRECTIONS:
         raise cli.CommandError(unknown("direction", direction, DIRECTIONS))
@@ -548,20 +550,17 @@ def main(
         result = result.with_exact(loaded, exact)
     views_of.show(result, console, top_k)
     if html or json_path:
-        provenance = replace(
-            result.provenance.with_weights(loaded),
-            call=cli.call("analyses.edge_attribution", sys.argv[1:]),
-        )
-        result = replace(result, provenance=provenance)
-    if html:
-        views_of.page(result, top_k).write(html)
-    if csv:
-        cli.write_text(csv, cli.csv_text(result.to_frame()))
-    if json_path:
-        cli.write_text(json_path, json.dumps(result.to_dict(), ensure_ascii=False) + "\n")
-    for path in (html, csv, json_path):
-        if path and path != cli.STDIN:
-            console.print(f"wrote {cli.printable_path(path)}", style="dim", soft_wrap=True)
+        call = cli.call("analyses.edge_attribution", sys.argv[1:])
+        result = replace(result, provenance=result.provenance.with_weights(loaded, call))
+    cli.write_outputs(
+        console,
+        html=html,
+        page=lambda: views_of.page(result, top_k),
+        csv=csv,
+        frame=result.to_frame,
+        json=json_path,
+        data=result.to_dict,
+    )
 
 
 if __name__ == "__main__":

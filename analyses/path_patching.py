@@ -392,13 +392,13 @@ class PathPatching:
             "provenance": self.provenance.to_dict(),
         }
 
-    def plot(self, view: str | None = None, *, percent: bool = True) -> go.Figure:
+    def plot(self, view: str | None = None, *, percent: bool | None = None) -> go.Figure:
         """A heat map of heads (bars of MLPs): what each adds to the metric through the receivers.
 
         Args:
             view: "head", "mlp" or "embed"; by default the first there is.
             percent: in percent of the base run, as the IOI paper has it, rather than in the
-                metric's units.
+                metric's units; by default where the base run's mean is not 0.
 
         Raises:
             KeyError: no such view; ValueError: as `in_percent`.
@@ -409,6 +409,8 @@ class PathPatching:
                 f"there is no view {view!r}.{nearest(view, self.views)} There is "
                 f"{', '.join(self.views)}"
             )
+        if percent is None:
+            percent = float(self.base.mean()) != 0
         shown = self.in_percent() if percent else self.views
         return shown[view].plot("change")
 
