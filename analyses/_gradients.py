@@ -149,10 +149,10 @@ class Contrasts:
         if self.steps is None:
             base_cache, output, base_metric = self._with_gradients(base, base.tokens, 1)
             gradients = iter([(1, base_cache)])
-            source_cache, source_metric = self._plain(source, output)[::2]
+            source_cache, _, source_metric = self._plain(source, output)
         else:
             base_cache, output, base_metric = self._plain(base)
-            source_cache, source_metric = self._plain(source, output)[::2]
+            source_cache, _, source_metric = self._plain(source, output)
             # Their sum enters the first block.
             begin, end = (
                 cache["hook_embed"] + cache["hook_pos_embed"]

@@ -241,11 +241,14 @@ def naive_integral(model: HookedGPT2, pair: PromptPair, name: str, shares: list[
 
 def test_steps_are_midpoints_between_the_embeddings(model: HookedGPT2) -> None:
     pair = random_pair(model)
-    found = attribution_patching(model, pair, views=["z_by_pos", "mlp_out"], steps=4)
-    shares = [1 / 8, 3 / 8, 5 / 8, 7 / 8]
+    found = attribution_patching(model, pair, views=["z_by_pos", "mlp_out"], steps=3)
+    shares = [1 / 6, 3 / 6, 5 / 6]
     z = naive_integral(model, pair, "blocks.1.attn.hook_z", shares).sum(-1)
     torch.testing.assert_close(
-        (found["z_by_pos"].values - found["z_by_pos"].base)[1], z.movedim(0, -1)
+        (found["z_by_pos"].values - found["z_by_pos"].base)[1],
+        z.movedim(0, -1),
+        rtol=1e-9,
+        atol=1e-12,
     )
     mlp = naive_integral(model, pair, "blocks.0.hook_mlp_out", shares).sum(-1)
     torch.testing.assert_close(
@@ -343,6 +346,30 @@ def test_the_divergence_from_the_base_run_with_steps(model: HookedGPT2) -> None:
     )
     torch.testing.assert_close(found["z"].values, same["z"].values)
     assert found["z"].change.abs().max() > 1e-6
+    # The ends of the scale are both measured against the base run.
+    whole = kl(base)(model(pair.clean).detach())
+    for one in (found["z"], same["z"]):
+        assert one.clean is not None and one.corrupted is not None
+        torch.testing.assert_close(one.clean, whole)
+        assert one.corrupted.abs().max() < 1e-12 < 1e-3 < whole.min()
+
+
+def test_a_function_that_edits_its_logits(model: HookedGPT2) -> None:
+    pair = random_pair(model)
+
+    def edits(logits: Tensor) -> Tensor:
+        logits *= 2
+        return logits[:, -1, 3] - logits[:, -1, 4]
+
+    def plain(logits: Tensor) -> Tensor:
+        return 2 * (logits[:, -1, 3] - logits[:, -1, 4])
+
+    for steps in (None, 2):
+        found, expected = (
+            attribution_patching(model, pair, metric=metric, views="z", steps=steps)["z"]
+            for metric in (edits, plain)
+        )
+        torch.testing.assert_close(found.values, expected.values)
 
 
 def test_one_number_for_all_prompts_together(model: HookedGPT2) -> None:
