@@ -139,16 +139,23 @@ def sent_by(
         return upcast(source[name]) - upcast(base[name])
 
     embedded = difference("hook_embed") + difference("hook_pos_embed")
-    n, n_pos, d_model = embedded.shape
-    found = embedded.new_empty(n, 1 + cfg.n_layers * (cfg.n_heads + 1), n_pos, d_model)
-    found[:, 0] = embedded
+    # Senders first: then one product per head fills its place, for all examples together.
+    found = embedded.new_empty(1 + cfg.n_layers * (cfg.n_heads + 1), *embedded.shape)
+    found[0] = embedded
     for layer in range(cfg.n_layers):
         first = 1 + layer * (cfg.n_heads + 1)
         last = first + cfg.n_heads
-        z = difference(("z", layer)).transpose(1, 2)  # example head pos d_head
-        torch.matmul(z, upcast(model.W_O[layer].detach()), out=found[:, first:last])
-        found[:, last] = difference(("mlp_out", layer))
-    return found
+        written = found[first:last].flatten(1, 2)  # head (example pos) d_model, a view
+        torch.bmm(
+            _by_head(difference(("z", layer))), upcast(model.W_O[layer].detach()), out=written
+        )
+        found[last] = difference(("mlp_out", layer))
+    return found.movedim(0, 1)
+
+
+def _by_head(values: Float[Tensor, "row pos head d_head"]) -> Float[Tensor, "head row_pos d_head"]:
+    """Rows and positions as one axis: a product with per-head weights then copies no weights."""
+    return values.permute(2, 0, 1, 3).flatten(1, 2)
 
 
 def _read(
@@ -169,10 +176,11 @@ def _read(
     for layer in range(model.cfg.n_layers):
         projected = []
         for kind, weight in (("q", model.W_Q), ("k", model.W_K), ("v", model.W_V)):
-            there = gradient(f"attn.hook_{kind}", layer).transpose(1, 2)  # row head pos d_head
-            projected.append(there @ upcast(weight[layer].detach()).transpose(1, 2))
-        at_norm = torch.cat(projected, 1)  # row (kind head) pos d_model
+            there = _by_head(gradient(f"attn.hook_{kind}", layer))
+            projected.append(torch.bmm(there, upcast(weight[layer].detach()).transpose(1, 2)))
         residual = upcast(cache["resid_pre", layer])
+        # (kind head) row pos d_model, seen as row (kind head) pos d_model
+        at_norm = torch.cat(projected).unflatten(1, residual.shape[:2]).transpose(0, 1)
         yield over_steps(
             _through_norm(at_norm, residual, model.blocks[layer].ln1.w.detach(), model.cfg.eps)
         )
@@ -186,14 +194,14 @@ def _through_norm(
     gain: Float[Tensor, " d_model"],
     eps: float,
 ) -> Float[Tensor, "row receiver pos d_model"]:
-    """From the gradient at what a layer norm gives to that at what it gets, for many readers.
+    """From the gradient at what a layer norm gives (overwritten) to that at what it gets.
 
     A layer norm's derivative is symmetric: the same map, gradient by gradient, takes out what lies
     along the mean and along the normalised residual, and divides by the scale.
     """
     scale = (residual.var(-1, correction=0, keepdim=True) + eps).sqrt()
     normalized = ((residual - residual.mean(-1, keepdim=True)) / scale)[:, None]
-    found = gradient * gain
-    along = (found * normalized).mean(-1, keepdim=True)
-    found = found - found.mean(-1, keepdim=True) - normalized * along
-    return found / scale[:, None]
+    found = gradient.mul_(gain)
+    along = torch.einsum("rhpd,rpd->rhp", found, normalized[:, 0])[..., None] / found.shape[-1]
+    found.sub_(found.mean(-1, keepdim=True)).addcmul_(normalized, along, value=-1)
+    return found.div_(scale[:, None])
