@@ -166,11 +166,13 @@ def generic_activation_patch(
     Raises:
         UnknownHookName: there is no such point, or the cache has not kept it.
         ValueError: both or neither of `index_axis_names` and `index_df`, an unknown axis, prompts
-            of different lengths or padded, or a metric that gives anything but one number.
+            of different lengths, padded ones where positions are asked for, or a metric that gives
+            anything but one number.
         IndexError: an index is out of range.
     """
     prompts = Prompts.of(model, corrupted_tokens)
-    if not bool(prompts.attention_mask.all()):
+    anywhere = patch_setter in (layer_head_vector_patch_setter, layer_head_pattern_patch_setter)
+    if not anywhere and not bool(prompts.attention_mask.all()):
         raise ValueError(
             "these prompts are padded, so a position would be another token in each: take prompts "
             "of one length, or activation_patching(...), which counts tokens without padding"

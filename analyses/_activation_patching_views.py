@@ -71,10 +71,7 @@ def _add_group(
         caption = hover + (" One scale of colours." if len(names) > 1 else "")
         page.figure(_effects_views.panels(chosen), caption)
     else:
-        limit = max(
-            float((e.on(e.scale) - e.neutral(e.scale)).abs().nan_to_num(0.0).max())
-            for _, e in chosen
-        )
+        limit = max(float(e.distance(e.scale).abs().nan_to_num(0.0).max()) for _, e in chosen)
         for name, effects in chosen:
             page.figure(
                 effects.plot(limit=limit or None),

@@ -33,7 +33,8 @@ def page(result: "AttributionPatching", top_k: int = 10) -> report.Page:
     page = report.Page(
         f"Attribution patching: {result.provenance.model}",
         f"{result.direction.capitalize()}: {_WHAT[result.direction]}; {how(result.steps)}. Colours "
-        "show how far from that the metric would move: red up, blue down. These are estimates: "
+        "show how far the numbers shown would be from those without a patch: red above, blue "
+        "below. These are estimates: "
         "where attention is saturated, and early in the residual stream, they can be far off.",
     )
     add_prompts(page, result.pair)

@@ -115,8 +115,7 @@ def panels(
     scale = scale or first.scale
     grids = [fold(effects, rows) for _, effects in views]
     n_rows, n_columns = len(grids[0].row_names), len(grids[0].column_names)
-    neutral = first.neutral(scale)
-    distances = [effects.on(scale) - neutral for _, effects in views]
+    distances = [effects.distance(scale) for _, effects in views]
     if limit is None:
         found = [float(d.abs().nan_to_num(0.0).max()) for d in distances if d.numel()]
         limit = max(found) or 1.0
@@ -237,7 +236,7 @@ def _bars(effects: "Effects", scale: "Scale") -> "go.Figure":
 
     (axis,) = effects.axes
     neutral = effects.neutral(scale)
-    distance = (effects.on(scale) - neutral).tolist()
+    distance = effects.distance(scale).tolist()
     names = [report.plotly_text(name) for name in effects.labels[axis]]
     data = [effects.on(one).tolist() for one in _scales(effects)]
     low, high = effects.interval(scale=scale)
@@ -327,7 +326,7 @@ def strongest(views: Sequence[tuple[str, "Effects"]], k: int) -> Strongest:
     scale = first.scale
     found: list[tuple[float, list[str]]] = []
     for name, effects in views:
-        neutral = effects.neutral(scale)
+        distance = effects.distance(scale)
         # The scale that orders the table stands first.
         numbers = [effects.on(one) for one in _scales(effects)]
         for place in effects.strongest(min(k, effects.mean.numel())):
@@ -338,7 +337,7 @@ def strongest(views: Sequence[tuple[str, "Effects"]], k: int) -> Strongest:
                 stderr = float(effects.change_stderr[place])
                 row.append("" if math.isnan(stderr) else f"{stderr:.3f}")
                 row.append(str(int(effects.examples[place])))
-            found.append((float(numbers[0][place]) - neutral, row))
+            found.append((float(distance[place]), row))
     found = sorted(found, key=lambda one: -abs(one[0]))[:k]
     most = max((abs(distance) for distance, _ in found), default=0.0) or 1.0
     labels = [*(["view"] if len(views) > 1 else []), *first.axes]
@@ -422,7 +421,7 @@ def show(effects: "Effects", console: "Console", top_k: int = 5) -> None:
 def _print_grid(effects: "Effects", grid: Grid, console: "Console") -> None:
     scale = effects.scale
     shown = effects.on(scale)
-    distance = (shown - effects.neutral(scale)).abs()
+    distance = effects.distance(scale).abs()
     most = float(distance.nan_to_num(0.0).max()) or 1.0
     texts, shades = folded(shown, effects, grid), folded(distance / most, effects, grid)
     labels = cli.Column(".".join(grid.rows), [cli.Cell(name) for name in grid.row_names])

@@ -52,7 +52,7 @@ class _Sent(NamedTuple):
 
 def _strongest(result: "PathPatching", k: int) -> list[_Sent]:
     """The k senders of all kinds with the largest effects, largest first."""
-    unit = float(result.base.mean()) / 100
+    unit = abs(float(result.base.mean())) / 100
     found = []
     for kind, effects in result.views.items():
         changes, errors = effects.change, effects.change_stderr

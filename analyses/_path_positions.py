@@ -50,6 +50,13 @@ class Where:
     @classmethod
     def of(cls, pair: PromptPair, pos: Positions, apart: bool) -> "Where":
         labels = pair.position_labels()
+        if pos is None and apart and pair.is_padded:
+            named = f" ({', '.join(pair.positions)})" if pair.positions else ""
+            raise ValueError(
+                f"examples differ in length, so their positions mean different things: with "
+                f"by_position ask for positions{named}, or take examples of one length "
+                f"(PromptPair.groups(), or one template of a task)"
+            )
         if pos is None:
             columns = torch.arange(pair.clean.shape[1]).expand(len(pair), -1)
             numbers = tuple(range(columns.shape[1]))

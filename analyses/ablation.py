@@ -490,7 +490,6 @@ def main(
             seed=request.seed,
             prepend_bos=prepend_bos,
         )
-    views.show(found, console, top_k)
     if html or json_path:
         call = cli.call("analyses.ablation", sys.argv[1:])
         found = replace(found, provenance=found.provenance.with_weights(loaded, call))
@@ -503,6 +502,7 @@ def main(
         json=json_path,
         data=found.to_dict,
     )
+    views.show(found, console, top_k)
 
 
 def _parse_layers(text: str | None) -> list[int] | None:

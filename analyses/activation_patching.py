@@ -554,7 +554,6 @@ def main(
     loaded = cli.load_model(choice, device=device, dtype=dtype)
     pair = request.load(loaded, prepend_bos=prepend_bos)
     result = activation_patching(loaded, pair, direction=direction, views=chosen, positions=where)
-    views_of.show(result, console, top_k)
     if html or json_path:
         call = cli.call("analyses.activation_patching", sys.argv[1:])
         result = replace(result, provenance=result.provenance.with_weights(loaded, call))
@@ -567,6 +566,7 @@ def main(
         json=json_path,
         data=result.to_dict,
     )
+    views_of.show(result, console, top_k)
 
 
 def parse_positions(text: str) -> list[int] | list[str] | str:

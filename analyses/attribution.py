@@ -355,10 +355,7 @@ def _prompts(
 
 def _ids(model: HookedGPT2, given: Any, n: int, what: str) -> Any:
     """What `logit_diff` takes, of text or ids."""
-    has_text = isinstance(given, str) or (
-        isinstance(given, Sequence) and any(isinstance(one, str | Sequence) for one in given)
-    )
-    return answer_ids(model, given, n, what) if has_text else given
+    return given if isinstance(given, Tensor) else answer_ids(model, given, n, what)
 
 
 # ------------------------------------------------------------------ the result
@@ -547,10 +544,6 @@ def main(
             tokens = loaded.tokenize(prompt.text, prepend_bos=prepend_bos)
             found = attribution(loaded, tokens, answer, wrong, **options)
         named.append((prompt.source, found))
-    for source, found in named:
-        console.print()
-        console.print(source, style="bold", soft_wrap=True)
-        views.show(found, console, top_k)
     if html or json_path:
         call = cli.call("analyses.attribution", sys.argv[1:])
         provenance = named[0][1].provenance.with_weights(loaded, call)
@@ -564,6 +557,10 @@ def main(
         json=json_path,
         data=lambda: [{"source": source} | found.to_dict() for source, found in named],
     )
+    for source, found in named:
+        console.print()
+        console.print(source, style="bold", soft_wrap=True)
+        views.show(found, console, top_k)
 
 
 def _read_prompts(

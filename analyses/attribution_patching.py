@@ -494,7 +494,6 @@ def main(
         comparable = [name for name in result.views if name != NEURONS]
         truth = activation_patching(loaded, pair, views=comparable, **options)
         result = result.compared(truth.views)
-    views_of.show(result, console, top_k)
     if html or json_path:
         call = cli.call("analyses.attribution_patching", sys.argv[1:])
         result = replace(result, provenance=result.provenance.with_weights(loaded, call))
@@ -507,6 +506,7 @@ def main(
         json=json_path,
         data=result.to_dict,
     )
+    views_of.show(result, console, top_k)
 
 
 if __name__ == "__main__":

@@ -548,7 +548,6 @@ def main(
     result = edge_attribution(loaded, pair, direction=asked, steps=steps, positions=where)
     if exact is not None:
         result = result.with_exact(loaded, exact)
-    views_of.show(result, console, top_k)
     if html or json_path:
         call = cli.call("analyses.edge_attribution", sys.argv[1:])
         result = replace(result, provenance=result.provenance.with_weights(loaded, call))
@@ -561,6 +560,7 @@ def main(
         json=json_path,
         data=result.to_dict,
     )
+    views_of.show(result, console, top_k)
 
 
 if __name__ == "__main__":

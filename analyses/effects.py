@@ -217,7 +217,7 @@ class Effects:
         return self.change if scale == "change" else self.normalised
 
     def neutral(self, scale: Scale) -> float:
-        """What a place has on this scale if its edit changes nothing."""
+        """What a place that every example has is on this scale if its edit changes nothing."""
         if scale == "change":
             return 0.0
         base = float(self.base.mean())
@@ -225,6 +225,19 @@ class Effects:
             return base
         corrupted, clean = (float(end.mean()) for end in self._ends())
         return (base - corrupted) / (clean - corrupted)
+
+    def distance(self, scale: Scale) -> Float[Tensor, "*axes"]:
+        """How far the numbers on a scale are from what no edit gives, of the examples that have
+        the place.
+
+        Raises:
+            ValueError: as `on`.
+        """
+        self.on(scale)  # its errors
+        if scale != "normalised":
+            return self.change
+        corrupted, clean = self._ends()
+        return self.change / (self._present_mean(clean) - self._present_mean(corrupted))
 
     def interval(self, level: float = 0.95, *, scale: Scale = "value", seed: int = 0) -> Interval:
         """A percentile bootstrap interval over examples, of the numbers on one scale.
@@ -315,7 +328,7 @@ class Effects:
         if k < 1:
             raise ValueError(f"k={k} is out of range: expected at least 1")
         scale = scale or self.scale
-        distance = (self.on(scale) - self.neutral(scale)).abs().reshape(-1)
+        distance = self.distance(scale).abs().reshape(-1)
         there = (~distance.isnan()).nonzero()[:, 0]
         order = there[distance[there].argsort(descending=True, stable=True)][:k]
         places = torch.unravel_index(order, self.values.shape[:-1])

@@ -491,6 +491,10 @@ def named_metrics(
         TypeError: something that is no metric.
         ValueError: none, or two of one name.
     """
+    if isinstance(metric, str):
+        raise TypeError(
+            f"a metric is logit_diff(...), loss() or the like, not the text {metric!r}."
+        )
     if isinstance(metric, Mapping):
         pairs = [(str(name), one) for name, one in metric.items()]
     else:

@@ -339,7 +339,8 @@ class PathPatching:
         return next(iter(self.views.values())).metric
 
     def in_percent(self) -> Mapping[str, Effects]:
-        """The effects in percent of the base run's mean: `change` is what the IOI paper shows.
+        """The effects in percent of the size of the base run's mean: `change` is what the IOI
+        paper shows.
 
         `result.in_percent()["head"].change[9, 6]` is -20 where letting head 9.6 send what it sends
         in the source run takes a fifth off the logit difference.
@@ -347,7 +348,8 @@ class PathPatching:
         Raises:
             ValueError: the base run's mean is 0.
         """
-        unit = float(self.base.mean()) / 100
+        # Of its size: a change up stays one where the base run's mean is below 0.
+        unit = abs(float(self.base.mean())) / 100
         if unit == 0:
             raise ValueError(
                 f"the base run's mean {self.metric} is 0, so there is no change in percent of it; "
@@ -371,7 +373,7 @@ class PathPatching:
         """
         frame = concatenated(self.views)
         mean = float(self.base.mean())
-        frame["percent"] = 100 * frame["change"] / mean if mean else math.nan
+        frame["percent"] = 100 * frame["change"] / abs(mean) if mean else math.nan
         frame.insert(0, "receivers", " ".join(map(str, self.receivers)))
         return frame
 
@@ -529,7 +531,6 @@ def main(
         direction=cast(Direction, direction),
     )
     console.print()
-    views.show(found, console, top_k)
     if html or json_path:
         call = cli.call("analyses.path_patching", sys.argv[1:])
         found = replace(found, provenance=found.provenance.with_weights(loaded, call))
@@ -542,6 +543,7 @@ def main(
         json=json_path,
         data=found.to_dict,
     )
+    views.show(found, console, top_k)
 
 
 def _parsed_positions(text: str) -> list[int] | list[str] | None:

@@ -51,7 +51,9 @@ class Prompts:
                     raise ValueError(
                         "prepend_bos=False, but these tokens were made with prepend_bos=True."
                     )
-            elif isinstance(given, str) or all(isinstance(one, str) for one in given):
+            elif isinstance(given, str) or (
+                isinstance(given, Sequence) and all(isinstance(one, str) for one in given)
+            ):
                 batch = model.tokenize(given, prepend_bos=prepend_bos)
             else:
                 raise TypeError("prompts are text, several texts, or token ids in a tensor.")

@@ -344,10 +344,10 @@ def _cell(cell: str | Shaded) -> str:
     if isinstance(cell, str):
         return f"<td>{html.escape(cell)}</td>"
     shade = 0.0 if math.isnan(cell.shade) else min(max(cell.shade, 0.0), 1.0)
-    percent = round(100 * shade)
-    classes = ["strong"] if percent >= 50 else []
-    classes += {1: ["above"], -1: ["below"]}.get(cell.sign, [])
-    named = f' class="{" ".join(classes)}"' if classes else ""
+    # Red and blue stay pale enough for the ink of the page.
+    percent = round((65 if cell.sign else 100) * shade)
+    name = {1: "above", -1: "below"}.get(cell.sign, "strong" if percent >= 50 else "")
+    named = f' class="{name}"' if name else ""
     return (
         f'<td{named} style="--shade:{percent}%" title="{html.escape(cell.note)}">'
         f"{html.escape(cell.text)}</td>"

@@ -35,7 +35,7 @@ from analyses.metrics import AnyMetric, Function, Metric, named_metrics
 from analyses.prompts import AnyPrompts, Prompts
 from analyses.report import Provenance
 from analyses.sweep_result import SweepResult
-from hooks import Edit
+from hooks import Edit, HookError
 from hooks.edits import Intervention
 from hooks.located import LocatedEdit, Locator, position_first
 from interp import HookedGPT2
@@ -153,12 +153,13 @@ def plan(
     if not together:
         raise ValueError("there are no edits: the list of interventions is empty.")
     locator = Locator(model.hook_dict, axis_sizes(model.cfg), prompts.attention_mask, model.W_E)
+    always = tuple(locator.locate(edit) for edit in given)
     return Plan(
         model=model,
         prompts=prompts,
         edits=together,
-        located=tuple(_located(locator, i, one) for i, one in enumerate(together)),
-        given=tuple(locator.locate(edit) for edit in given),
+        located=tuple(_located(locator, i, one, always) for i, one in enumerate(together)),
+        given=always,
         readout=Readout(model, prompts.tokens, prompts.attention_mask, metrics, memory_limit),
         metrics=metrics,
         batch_size=None if batch_size == "auto" else batch_size,
@@ -166,10 +167,24 @@ def plan(
     )
 
 
-def _located(locator: Locator, number: int, edits: tuple[Edit, ...]) -> tuple[LocatedEdit, ...]:
+def _located(
+    locator: Locator, number: int, edits: tuple[Edit, ...], given: tuple[LocatedEdit, ...]
+) -> tuple[LocatedEdit, ...]:
     if not edits:
         raise ValueError(f"intervention {number} is empty; each is an edit or several.")
-    return tuple(locator.locate(edit) for edit in edits)
+    found = tuple(locator.locate(edit) for edit in edits)
+    if len(found) + len(given) > 1:
+        # What a full run refuses, too.
+        points = {one.point.name: one for one in (*given, *found)}
+        for name, one in points.items():
+            block = name.rsplit("hook_", 1)[0]
+            norms = {f"{block}ln1.hook_scale", f"{block}ln1.hook_normalized"} & points.keys()
+            if name.endswith("_input") and norms:
+                raise HookError(
+                    f"intervention {number}: {one.edit!r} gives each head a layer norm of its own, "
+                    f"past {norms.pop()!r}, where there is another edit: have the one or the other."
+                )
+    return found
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -474,9 +489,10 @@ class Plan:
             if len(missing):
                 number, example = missing[0].tolist()
                 edits = "; ".join(map(repr, self.edits[number]))
+                others = f", and {len(missing) - 1} more times" if len(missing) > 1 else ""
                 raise ValueError(
                     f"metric {name} is NaN under intervention {number} ({edits}) on prompt "
-                    f"{example}, and {len(missing) - 1} more times."
+                    f"{example}{others}."
                 )
 
     def __repr__(self) -> str:

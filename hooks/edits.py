@@ -5,7 +5,7 @@ what becomes of the activation: `Patch` puts another run's in its place, `Ablate
 `Scale` and `Add` change it. Because it is data it can be printed, compared, saved, and *planned*:
 `analyses.sweep` evaluates thousands of them at a fraction of as many forward passes.
 
-An edit is also a hook function, for any run without padding:
+An edit is also a hook function:
 
     edit = Ablate(("z", 9), head=[6, 9], pos=-1)
     model.run_with_hooks(tokens, fwd_hooks=[(edit.point, edit)])
@@ -15,19 +15,16 @@ Positions count a prompt's real tokens, so they mean the same however it is padd
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooks.cache import ActivationCache
 from hooks.names import nearest
 from hooks.point import HookPoint
-
-if TYPE_CHECKING:
-    from hooks.located import LocatedEdit
 
 # The same for every prompt (a whole number or several), or one row per prompt (a tensor).
 Where = (
@@ -84,21 +81,33 @@ class Edit:
             )
 
     def __call__(self, activation: Tensor, hook: HookPoint) -> None:
-        """Apply the edit, in place, to a whole activation of a run without padding.
+        """Apply the edit, in place, to a whole activation of prompts without padding.
 
         Raises:
             as `hooks.located.Locator.locate`.
         """
-        self._located_in(activation, hook)(activation, hook)
+        self.apply(activation, hook, None)
 
-    def _located_in(self, activation: Tensor, hook: HookPoint) -> "LocatedEdit":
+    def apply(
+        self, activation: Tensor, hook: HookPoint, mask: Bool[Tensor, "batch pos"] | None
+    ) -> None:
+        """Apply the edit, in place, to a whole activation.
+
+        Args:
+            mask: where real tokens are; None: everywhere.
+
+        Raises:
+            as `hooks.located.Locator.locate`.
+        """
         from hooks.located import Locator
 
         sizes = dict(zip(hook.axes, activation.shape, strict=True))
-        shape = (sizes["batch"], sizes["pos"] if "pos" in sizes else sizes["key"])
-        mask = torch.ones(shape, dtype=torch.bool)
+        if mask is None:
+            length = sizes["pos"] if "pos" in sizes else sizes["key"]
+            mask = torch.ones(sizes["batch"], length, dtype=torch.bool)
         fixed = {a: n for a, n in sizes.items() if a not in ("batch", "pos", "query", "key")}
-        return Locator({hook.name: hook}, fixed, mask, activation).locate(self, here=True)
+        locator = Locator({hook.name: hook}, fixed, mask, activation)
+        locator.locate(self, here=True)(activation, hook)
 
     def __eq__(self, other: object) -> bool:
         if type(other) is not type(self):
@@ -176,6 +185,8 @@ class Ablate(Edit):
                 f"kind={self.kind!r} needs reference=, the ActivationCache of the prompts to take "
                 f"it from, not {type(self.reference).__name__}."
             )
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"seed is a whole number, not {self.seed!r}.")
         if self.per_position and self.kind != "mean":
             raise ValueError(f"per_position goes with kind='mean', not {self.kind!r}.")
 

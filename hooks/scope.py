@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hooks.edits import Edit
 from hooks.point import HookError, HookFunction, HookPoint, call, check_function, describe
 
 Collector = Callable[[HookPoint, Tensor], None]
@@ -22,10 +23,11 @@ Collector = Callable[[HookPoint, Tensor], None]
 class _Station:
     """What listens at one point during one run."""
 
-    __slots__ = ("bwd", "collect", "fwd", "grads", "point")
+    __slots__ = ("bwd", "collect", "fwd", "grads", "mask", "point")
 
-    def __init__(self, point: HookPoint) -> None:
+    def __init__(self, point: HookPoint, mask: Tensor | None) -> None:
         self.point = point
+        self.mask = mask
         self.fwd: list[HookFunction] = []
         self.bwd: list[HookFunction] = []
         self.grads: dict[str, Tensor] | None = None
@@ -55,7 +57,10 @@ class _Station:
         for fn in self.fwd:
             own = value.clone()
             try:
-                answer = call(fn, own, self.point)
+                if isinstance(fn, Edit):
+                    answer = fn.apply(own, self.point, self.mask)
+                else:
+                    answer = call(fn, own, self.point)
             except Exception as error:
                 error.add_note(f"in hook {describe(fn)} at {self.point.name!r}")
                 raise
@@ -111,10 +116,12 @@ class Listeners:
 
     Args:
         points: the points there are, by full name; functions added to them take part.
+        mask: `batch pos`, False on padding, which edits leave alone; None without padding.
     """
 
-    def __init__(self, points: Mapping[str, HookPoint]) -> None:
+    def __init__(self, points: Mapping[str, HookPoint], mask: Tensor | None = None) -> None:
         self._points = points
+        self._mask = mask
         self._stations: dict[str, _Station] = {}
         for name, point in points.items():
             if point.fwd_hooks or point.bwd_hooks:
@@ -153,7 +160,7 @@ class Listeners:
 
     def _station(self, name: str) -> _Station:
         if name not in self._stations:
-            self._stations[name] = _Station(self._points[name])
+            self._stations[name] = _Station(self._points[name], self._mask)
         return self._stations[name]
 
 

@@ -277,7 +277,7 @@ class HookedGPT2(WeightViews):
             stop_at_layer=stop_at_layer,
             past_kv_cache=past_kv_cache,
         )
-        return run.answer(self._execute(run, Listeners(self.hook_dict)))
+        return run.answer(self._execute(run, Listeners(self.hook_dict, _padding(run))))
 
     def run_with_cache(
         self,
@@ -321,7 +321,7 @@ class HookedGPT2(WeightViews):
         if run.input.is_floating_point():
             run = replace(run, input=run.input.clone())  # it is cached; the caller's own is not
         builder = CacheBuilder(pos_slice, device)
-        listeners = Listeners(self.hook_dict)
+        listeners = Listeners(self.hook_dict, _padding(run))
         listeners.collect(names, builder)
         if incl_bwd is False:
             output = run.answer(self._execute(run, listeners))
@@ -358,7 +358,7 @@ class HookedGPT2(WeightViews):
             others: as `forward`, and what a hook raises.
         """
         run = self._checked_run(input, return_type, **known_arguments(forward))
-        listeners = Listeners(self.hook_dict)
+        listeners = Listeners(self.hook_dict, _padding(run))
         for names, fn in _pairs(fwd_hooks, "fwd_hooks"):
             for name in self._passed(names, run):
                 listeners.add(name, fwd=[fn])
@@ -545,6 +545,12 @@ class HookedGPT2(WeightViews):
             f"n_heads={c.n_heads}, n_ctx={c.n_ctx}, d_vocab={c.d_vocab}, "
             f"{str(self.dtype).removeprefix('torch.')} on {self.device})"
         )
+
+
+def _padding(run: Run) -> Tensor | None:
+    """Where the real tokens of a padded run are. With earlier tokens in a cache, positions are
+    those of the new tokens, and of none that is padding."""
+    return run.mask if run.past is None else None
 
 
 def _pairs(hooks: Iterable, what: str) -> list[tuple[NameFilter, HookFunction]]:
