@@ -1,9 +1,8 @@
 """How attribution patching looks: a page, and tables for the terminal."""
 
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from analyses import _effects_views, cli, report
-from analyses._activation_patching_views import _add_group, panels
 from analyses._pair_views import add_prompts, show_prompts
 
 if TYPE_CHECKING:
@@ -34,17 +33,17 @@ def page(result: "AttributionPatching", top_k: int = 10) -> report.Page:
         f"Attribution patching: {result.provenance.model}",
         f"{result.direction.capitalize()}: {_WHAT[result.direction]}; {how(result.steps)}. Colours "
         "show how far the numbers shown would be from those without a patch: red above, blue "
-        "below. These are estimates: "
-        "where attention is saturated, and early in the residual stream, they can be far off.",
+        "below. These are estimates: where attention is saturated, and early in the residual "
+        "stream, they can be far off.",
     )
     add_prompts(page, result.pair)
     page.text(f"{_effects_views.summary(next(iter(result.views.values())))}.")
     if result.agreements:
         _add_agreements(page, result)
-    for names in panels(cast(Any, result)):
+    for names in _effects_views.grouped(result.views):
         first = result.views[names[0]]
         if first.mean.numel() <= _MOST_CELLS:
-            _add_group(page, cast(Any, result), names, top_k)
+            _effects_views.add_group(page, result.views, names, top_k)
             continue
         page.heading(f"{', '.join(names)}: by {', '.join(first.axes)}")
         k = min(top_k, first.mean.numel())

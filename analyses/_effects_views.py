@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 PROMPT_AXES = ("pos", "query", "key", "example")
 
 _PAGE_WIDTH = 1340
+# Panels of more columns than this in all stand under each other rather than side by side.
+_MOST_COLUMNS = 60
 _MOST_WORDS = 450  # a heat map of more cells than this has no numbers in them
 _MOST_TICKS = 40
 _LEAST_HEIGHT = 150  # of the cells: the colour bar's title needs it
@@ -373,6 +375,38 @@ def diverging(text: str, shade: float) -> report.Shaded:
         shade: from -1, as far below no effect as it goes, to 1.
     """
     return report.Shaded(text, abs(shade), sign=-1 if shade < 0 else 1)
+
+
+def grouped(views: "Mapping[str, Effects]") -> list[list[str]]:
+    """The views that are shown side by side: those on the same axes."""
+    groups: dict[tuple[str, ...], list[str]] = {}
+    for name, effects in views.items():
+        groups.setdefault(effects.axes, []).append(name)
+    return list(groups.values())
+
+
+def add_group(
+    page: report.Page, views: "Mapping[str, Effects]", names: Sequence[str], top_k: int
+) -> None:
+    """Put views on the same axes on a page: heat maps with one scale of colours, and a table."""
+    chosen = [(name, views[name]) for name in names]
+    first = chosen[0][1]
+    page.heading(f"{', '.join(names)}: by {', '.join(first.axes)}")
+    n_columns = len(fold(first).column_names)
+    hover = "Hover for the numbers; those that round to no effect are left out."
+    if len(names) * n_columns <= _MOST_COLUMNS:
+        caption = hover + (" One scale of colours." if len(names) > 1 else "")
+        page.figure(panels(chosen), caption)
+    else:
+        limit = max(float(e.distance(e.scale).abs().nan_to_num(0.0).max()) for _, e in chosen)
+        for name, effects in chosen:
+            page.figure(
+                effects.plot(limit=limit or None),
+                f"{name}. {hover} One scale of colours for all of these.",
+            )
+    k = min(top_k, sum(effects.mean.numel() for _, effects in chosen))
+    page.text(f"The {k} places that move the metric most.")
+    add_strongest_of(page, chosen, k)
 
 
 def summary(effects: "Effects") -> str:

@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 from analyses import cli, report
-from analyses._activation_patching_views import bos_note
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,3 +33,10 @@ def show_prompts(pair: "PromptPair", console: "Console") -> None:
     console.print(f"{source}{which}{bos_note(pair)}", style="dim", soft_wrap=True)
     for what, rows in (("clean", pair.str_tokens), ("corrupted", pair.corrupted_str_tokens)):
         console.print(f"{what + ':':11}{' '.join(map(cli.visible, rows[0]))}", soft_wrap=True)
+
+
+def bos_note(pair: "PromptPair") -> str:
+    """What happened to `<|endoftext|>`, in words."""
+    if pair.prepend_bos is None:
+        return "Given as token ids"
+    return f"<|endoftext|> {'' if pair.prepend_bos else 'not '}prepended"

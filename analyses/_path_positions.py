@@ -98,11 +98,9 @@ class Where:
         if not self.apart:
             pos = None if self.everywhere else self.columns
             return [[_patch(receiver, pos, value) for receiver, value in full.items()]]
-        # A shorter example has no such position. It is patched elsewhere, and that number not used.
-        last = self.columns.masked_fill(~self.present, -1).amax(1)
         found = []
         for slot, columns in enumerate(self.columns.T):
-            pos = torch.minimum(columns, last)[:, None] if self.everywhere else columns[:, None]
+            pos = columns[:, None]
             found.append([_patch(r, pos, value[:, slot, None]) for r, value in full.items()])
         return found
 

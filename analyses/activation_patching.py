@@ -28,14 +28,15 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from os import PathLike
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
 from analyses import _activation_patching_views as views_of
-from analyses import _effects_views, cli, pair_options, report
+from analyses import cli, pair_options, report
+from analyses._pair_effects import PairEffects
+from analyses._positions import Positions, parse_positions, positions_of
 from analyses.tasks import unknown
 
 if TYPE_CHECKING or __name__ != "__main__":
@@ -72,17 +73,16 @@ if TYPE_CHECKING or __name__ != "__main__":
         layer_pos_patch_setter,
         make_df_from_ranges,
     )
-    from analyses.effects import Effects, Scale
+    from analyses.effects import Effects
     from analyses.metrics import AnyMetric, named_metrics
-    from analyses.pairs import PromptPair
+    from analyses.pairs import PromptPair, pair_of
     from analyses.prompts import AnyPrompts
     from analyses.sweep import sweep
     from hooks import Patch
     from interp import HookedGPT2
 
 if TYPE_CHECKING:
-    import pandas as pd
-    import plotly.graph_objects as go
+    pass
 
 __all__ = [
     "GROUPS",
@@ -201,13 +201,13 @@ def activation_patching(
             both tokenisations); examples of unequal length where "all" positions are asked for; no
             metric; and what a run or a metric refuses.
     """
-    pair = _pair(model, clean, corrupted, attention_mask, prepend_bos)
+    pair = pair_of(model, clean, corrupted, attention_mask, prepend_bos)
     if direction not in DIRECTIONS:
         raise ValueError(unknown("direction", str(direction), DIRECTIONS))
     chosen = checked_views(views)
     depth = _layers(layers, model.cfg.n_layers)
     by_position = any({"pos", "query"} & set(VIEWS[name].axes) for name in chosen)
-    where = _positions(pair, positions) if by_position else _Positions([], (), ())
+    where = positions_of(pair, positions) if by_position else Positions([], (), ())
     named = named_metrics(pair.metric if metric is None else metric)
     if len(named) != 1:
         raise ValueError(f"activation patching takes one metric, not {len(named)}")
@@ -274,24 +274,6 @@ def activation_patching(
     )
 
 
-def _pair(
-    model: HookedGPT2,
-    clean: PromptPair | AnyPrompts,
-    corrupted: AnyPrompts | None,
-    attention_mask: Tensor | None,
-    prepend_bos: bool,
-) -> PromptPair:
-    if isinstance(clean, PromptPair):
-        if corrupted is not None or attention_mask is not None:
-            raise ValueError("a PromptPair brings its corrupted prompts and its mask itself")
-        return clean
-    if corrupted is None:
-        raise ValueError("corrupted prompts are missing: give them, or a PromptPair")
-    return PromptPair.of(
-        model, clean, corrupted, attention_mask=attention_mask, prepend_bos=prepend_bos
-    )
-
-
 def checked_views(views: str | Sequence[str]) -> tuple[str, ...]:
     """The views asked for, groups resolved, each once.
 
@@ -334,60 +316,8 @@ def _layers(layers: int | Sequence[int] | None, n_layers: int) -> tuple[int, ...
     return tuple(found)
 
 
-class _Positions(NamedTuple):
-    """What to give an edit as `pos`, and what to call it."""
-
-    where: list[Any]
-    labels: tuple[str, ...]
-    numbers: tuple[int, ...]
-
-
-def _positions(pair: PromptPair, asked: Sequence[Any] | int | str | None) -> _Positions:
-    """The positions asked for, as numbers or as tensors with one per example."""
-    n_pos = pair.clean.shape[1]
-    if asked is None:
-        asked = list(pair.positions) if pair.is_padded else "all"
-    if isinstance(asked, int) or (isinstance(asked, str) and asked != "all"):
-        asked = [asked]
-    if pair.is_padded and (isinstance(asked, str) or not asked):
-        lengths = sorted(set(pair.lengths.tolist()))
-        names = f"positions with names ({', '.join(pair.positions)})" if pair.positions else ""
-        raise ValueError(
-            f"examples have {lengths[0]} to {lengths[-1]} tokens, so their positions mean "
-            f"different things: ask for {names or 'some positions'}, or take examples of one "
-            "length (PromptPair.groups(), or one template of a task)"
-        )
-    if isinstance(asked, str):
-        return _Positions(list(range(n_pos)), pair.position_labels(), tuple(range(n_pos)))
-    names = pair.position_labels() if not pair.is_padded else ()
-    found: list[Any] = []
-    labels: list[str] = []
-    for position in asked:
-        if isinstance(position, str):
-            if position not in pair.positions:
-                raise ValueError(unknown("position", position, tuple(pair.positions)))
-            found.append(pair.positions[position])
-            labels.append(position)
-            continue
-        shortest = int(pair.lengths.min())
-        if not -shortest <= position < shortest:
-            raise ValueError(
-                f"position {position} is out of range: the shortest prompt has {shortest} tokens, "
-                f"0 to {shortest - 1} (or -{shortest} to -1)"
-            )
-        position = position % n_pos if names else int(position)
-        found.append(position)
-        labels.append(names[position] if names else str(position))
-    if not found:
-        raise ValueError("positions is empty; expected 'all', numbers, or names")
-    if len(set(labels)) != len(labels):
-        raise ValueError(f"a position is asked for twice: {', '.join(labels)}")
-    every = all(isinstance(one, int) for one in found)
-    return _Positions(found, tuple(labels), tuple(found if every else range(len(found))))
-
-
 def _edits(
-    view: str, layers: Sequence[int], n_heads: int, where: _Positions, cache: Any
+    view: str, layers: Sequence[int], n_heads: int, where: Positions, cache: Any
 ) -> Iterator[Patch]:
     """The patches of a view, its last axis fastest."""
     point, axes = VIEWS[view]
@@ -406,89 +336,13 @@ def _edits(
 # ------------------------------------------------------------------ the result
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ActivationPatching:
-    """What the metric becomes with each activation patched.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class ActivationPatching(PairEffects):
+    """What the metric becomes with each activation patched; see `PairEffects`."""
 
-    Attributes:
-        views: the effects of each view, by its name; on the normalised scale 0 is the corrupted
-            run and 1 the clean one.
-        direction: "denoising" or "noising".
-        pair: the prompts.
-        provenance: model, dtype, versions, the call.
-    """
-
-    views: Mapping[str, Effects]
-    direction: Direction
-    pair: PromptPair
-    provenance: report.Provenance
-
-    def __getitem__(self, view: str) -> Effects:
-        if view not in self.views:
-            raise KeyError(unknown("view of this result", view, tuple(self.views)))
-        return self.views[view]
-
-    def to_frame(self) -> pd.DataFrame:
-        """The tables of all views (see `Effects.to_frame`), with a column `direction`.
-
-        An axis that a view does not have is empty there.
-        """
-        frame = _effects_views.concatenated(self.views)
-        frame.insert(1, "direction", self.direction)
-        return frame
-
-    def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, ready for JSON. A number that is not finite is None."""
-        prompts = {"clean": self.pair.str_tokens, "corrupted": self.pair.corrupted_str_tokens}
-        return {
-            "direction": self.direction,
-            "source": self.pair.source,
-            "prepend_bos": self.pair.prepend_bos,
-            **{name: [list(row) for row in rows] for name, rows in prompts.items()},
-            "views": [effects.to_dict() for effects in self.views.values()],
-            "provenance": self.provenance.to_dict(),
-        }
-
-    def plot(self, *views: str, scale: Scale | None = None) -> go.Figure:
-        """Heat maps side by side, with one scale of colours.
-
-        Args:
-            views: which; by default the first, and all others on the same axes.
-            scale: one of `analyses.effects.SCALES`; by default normalised.
-
-        Raises:
-            KeyError: a view that is not here.
-            ValueError: views on different axes.
-        """
-        chosen = {name: self[name] for name in views or views_of.panels(self)[0]}
-        if len({effects.axes for effects in chosen.values()}) > 1:
-            axes = "; ".join(f"{n}: {', '.join(e.axes)}" for n, e in chosen.items())
-            raise ValueError(f"these views lie on different axes ({axes}): plot them one by one")
-        return _effects_views.panels(list(chosen.items()), scale)
-
-    def to_html(self, path: str | PathLike[str], *, model: HookedGPT2 | None = None) -> None:
-        """Write a page with prompts, heat maps, the strongest places and provenance.
-
-        It needs no network.
-
-        Args:
-            path: the file to write.
-            model: to put the hash of its weights on the page (reads all of them once).
-        """
-        result = self
-        if model is not None:
-            result = replace(self, provenance=self.provenance.with_weights(model))
-        views_of.page(result).write(path)
-
-    def __repr__(self) -> str:
-        n = len(self.pair)
-        lines = [
-            f"ActivationPatching({self.provenance.model}, {self.direction}, "
-            f"{n} example{'s'[: n != 1]}{', ' if self.pair.source else ''}{self.pair.source})"
-        ]
-        for effects in self.views.values():
-            lines += [f"  {line}" for line in repr(effects).splitlines()]
-        return "\n".join(lines)
+    def page(self, top_k: int = 10) -> report.Page:
+        """The page that `to_html` writes, with tables of the `top_k` strongest."""
+        return views_of.page(self, top_k)
 
 
 # ------------------------------------------------------------------ the command line
@@ -555,29 +409,17 @@ def main(
     pair = request.load(loaded, prepend_bos=prepend_bos)
     result = activation_patching(loaded, pair, direction=direction, views=chosen, positions=where)
     if html or json_path:
-        call = cli.call("analyses.activation_patching", sys.argv[1:])
-        result = replace(result, provenance=result.provenance.with_weights(loaded, call))
+        result = result.hashed(loaded, cli.call("analyses.activation_patching", sys.argv[1:]))
     cli.write_outputs(
         console,
         html=html,
-        page=lambda: views_of.page(result, top_k),
+        page=lambda: result.page(top_k),
         csv=csv,
         frame=result.to_frame,
         json=json_path,
         data=result.to_dict,
     )
     views_of.show(result, console, top_k)
-
-
-def parse_positions(text: str) -> list[int] | list[str] | str:
-    """`all`, or comma-separated numbers or names."""
-    parts = [part.strip() for part in text.split(",")]
-    if parts == ["all"]:
-        return "all"
-    try:
-        return [int(part) for part in parts]
-    except ValueError:
-        return parts
 
 
 if __name__ == "__main__":

@@ -47,14 +47,14 @@ import math
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from analyses import _attribution_patching_views as views_of
-from analyses import _effects_views, cli, pair_options, report
-from analyses._activation_patching_views import panels
+from analyses import cli, pair_options, report
+from analyses._pair_effects import PairEffects
+from analyses._positions import parse_positions, positions_of
 from analyses.tasks import unknown
 
 if TYPE_CHECKING or __name__ != "__main__":
@@ -77,20 +77,17 @@ if TYPE_CHECKING or __name__ != "__main__":
         VIEWS,
         Direction,
         View,
-        _pair,
-        _positions,
         checked_views,
         model_point,
     )
-    from analyses.effects import Effects, Scale
+    from analyses.effects import Effects
     from analyses.metrics import AnyMetric
-    from analyses.pairs import PromptPair
+    from analyses.pairs import PromptPair, pair_of
     from analyses.prompts import AnyPrompts
     from interp import HookedGPT2
 
 if TYPE_CHECKING:
     import pandas as pd
-    import plotly.graph_objects as go
 
 __all__ = ["Agreement", "AttributionPatching", "agreement", "attribution_patching"]
 
@@ -145,10 +142,10 @@ def attribution_patching(
             differentiable, or is NaN or infinite, or gives anything but one number (or one per
             prompt); `kl()` from the base run itself without `steps`, whose gradient is zero.
     """
-    pair = _pair(model, clean, corrupted, attention_mask, prepend_bos)
+    pair = pair_of(model, clean, corrupted, attention_mask, prepend_bos)
     chosen = checked(views)
     axes = {axis for name in chosen for axis in _view(name).axes}
-    where = _positions(pair, positions) if {"pos", "query"} & axes else None
+    where = positions_of(pair, positions) if {"pos", "query"} & axes else None
     columns = columns_of_places([] if where is None else where.where, pair)
     n_layers = model.cfg.n_layers
     contrasts = Contrasts.checked(
@@ -291,31 +288,17 @@ def _mean_gradients(contrast: Contrast, points: Collection[str]) -> dict[str, Te
 # ------------------------------------------------------------------ the result
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class AttributionPatching:
-    """What the metric would become with each activation patched, estimated.
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
+class AttributionPatching(PairEffects):
+    """What the metric would become with each activation patched, estimated; see `PairEffects`.
 
     Attributes:
-        views: the estimates of each view, by its name; on the normalised scale 0 is the corrupted
-            run and 1 the clean one.
-        direction: "denoising" or "noising".
         steps: points of integrated gradients, or None.
-        pair: the prompts.
-        provenance: model, dtype, versions, the call.
         agreements: how well the estimates agree with exact patching, by view; see `compared`.
     """
 
-    views: Mapping[str, Effects]
-    direction: Direction
     steps: int | None
-    pair: PromptPair
-    provenance: report.Provenance
     agreements: Mapping[str, Agreement] = field(default_factory=dict)
-
-    def __getitem__(self, view: str) -> Effects:
-        if view not in self.views:
-            raise KeyError(unknown("view of this result", view, tuple(self.views)))
-        return self.views[view]
 
     def compared(self, exact: Mapping[str, Effects]) -> AttributionPatching:
         """This result with its agreement with exact patching.
@@ -337,8 +320,7 @@ class AttributionPatching:
         An axis that a view does not have is empty there. Where exact patching was compared with,
         `exact_change` has what it found.
         """
-        frame = _effects_views.concatenated(self.views)
-        frame.insert(1, "direction", self.direction)
+        frame = super().to_frame()
         frame.insert(2, "steps", self.steps)
         frame = frame.astype({"steps": "Int64"})
         if self.agreements:
@@ -349,61 +331,16 @@ class AttributionPatching:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON. A number that is not finite is None."""
-        prompts = {"clean": self.pair.str_tokens, "corrupted": self.pair.corrupted_str_tokens}
-        return {
-            "direction": self.direction,
-            "steps": self.steps,
-            "source": self.pair.source,
-            "prepend_bos": self.pair.prepend_bos,
-            **{name: [list(row) for row in rows] for name, rows in prompts.items()},
-            "views": [effects.to_dict() for effects in self.views.values()],
-            "agreements": [found.to_dict() for found in self.agreements.values()],
-            "provenance": self.provenance.to_dict(),
-        }
+        agreements = [found.to_dict() for found in self.agreements.values()]
+        return super().to_dict() | {"steps": self.steps, "agreements": agreements}
 
-    def plot(self, *views: str, scale: Scale | None = None) -> go.Figure:
-        """Heat maps side by side, with one scale of colours.
-
-        Args:
-            views: which; by default the first, and all others on the same axes.
-            scale: one of `analyses.effects.SCALES`; by default normalised.
-
-        Raises:
-            KeyError: a view that is not here.
-            ValueError: views on different axes.
-        """
-        chosen = {name: self[name] for name in views or panels(cast(Any, self))[0]}
-        if len({effects.axes for effects in chosen.values()}) > 1:
-            axes = "; ".join(f"{n}: {', '.join(e.axes)}" for n, e in chosen.items())
-            raise ValueError(f"these views lie on different axes ({axes}): plot them one by one")
-        return _effects_views.panels(list(chosen.items()), scale)
-
-    def to_html(self, path: str | PathLike[str], *, model: HookedGPT2 | None = None) -> None:
-        """Write a page with prompts, heat maps, the strongest places and provenance.
-
-        It needs no network.
-
-        Args:
-            path: the file to write.
-            model: to put the hash of its weights on the page (reads all of them once).
-        """
-        result = self
-        if model is not None:
-            result = replace(self, provenance=self.provenance.with_weights(model))
-        views_of.page(result).write(path)
+    def page(self, top_k: int = 10) -> report.Page:
+        """The page that `to_html` writes, with tables of the `top_k` strongest."""
+        return views_of.page(self, top_k)
 
     def __repr__(self) -> str:
-        n = len(self.pair)
-        how = "gradient at the base run" if self.steps is None else f"{self.steps} steps"
-        source = f"{self.pair.source}, " if self.pair.source else ""
-        lines = [
-            f"AttributionPatching({self.provenance.model}, {self.direction}, {how}, "
-            f"{source}{n} example{'s'[: n != 1]})"
-        ]
-        for effects in self.views.values():
-            lines += [f"  {line}" for line in repr(effects).splitlines()]
-        lines += [f"  {found!r}" for found in self.agreements.values()]
-        return "\n".join(lines)
+        how = "gradient at the base run, " if self.steps is None else f"{self.steps} steps, "
+        return "\n".join([*self._lines(how), *(f"  {one!r}" for one in self.agreements.values())])
 
 
 # ------------------------------------------------------------------ the command line
@@ -479,7 +416,7 @@ def main(
     choice = cli.choose_model(model)
     console.print(str(choice), style="bold", soft_wrap=True)
     # Under its own name: here it is __main__, and has no torch.
-    from analyses.activation_patching import activation_patching, parse_positions
+    from analyses.activation_patching import activation_patching
     from analyses.attribution_patching import NEURONS, attribution_patching, checked
 
     chosen = checked([name.strip() for name in views.split(",")])
@@ -495,12 +432,11 @@ def main(
         truth = activation_patching(loaded, pair, views=comparable, **options)
         result = result.compared(truth.views)
     if html or json_path:
-        call = cli.call("analyses.attribution_patching", sys.argv[1:])
-        result = replace(result, provenance=result.provenance.with_weights(loaded, call))
+        result = result.hashed(loaded, cli.call("analyses.attribution_patching", sys.argv[1:]))
     cli.write_outputs(
         console,
         html=html,
-        page=lambda: views_of.page(result, top_k),
+        page=lambda: result.page(top_k),
         csv=csv,
         frame=result.to_frame,
         json=json_path,

@@ -45,6 +45,7 @@ import typer
 
 from analyses import _edge_attribution_views as views_of
 from analyses import cli, pair_options, report
+from analyses._positions import parse_positions, positions_of
 from analyses.tasks import unknown
 
 if TYPE_CHECKING or __name__ != "__main__":
@@ -72,9 +73,9 @@ if TYPE_CHECKING or __name__ != "__main__":
         columns_of_places,
         one_metric,
     )
-    from analyses.activation_patching import Direction, _pair, _positions
+    from analyses.activation_patching import Direction
     from analyses.metrics import AnyMetric
-    from analyses.pairs import PromptPair
+    from analyses.pairs import PromptPair, pair_of
     from analyses.prompts import AnyPrompts
     from analyses.sweep import sweep
     from hooks import Add
@@ -127,10 +128,10 @@ def edge_attribution(
         ValueError, TypeError, IndexError: as `attribution_patching`; and a function that listens at
             a point which the scores are computed past (`ln1`, `hook_resid_mid`, ...).
     """
-    pair = _pair(model, clean, corrupted, attention_mask, prepend_bos)
+    pair = pair_of(model, clean, corrupted, attention_mask, prepend_bos)
     check_hooks(model)
     cfg = model.cfg
-    where = None if positions is None else _positions(pair, positions)
+    where = None if positions is None else positions_of(pair, positions)
     columns = None if where is None else columns_of_places(where.where, pair)
     sending, receiving = senders(cfg.n_layers, cfg.n_heads), receivers(cfg.n_layers, cfg.n_heads)
     n_pos = pair.clean.shape[1]
@@ -538,7 +539,6 @@ def main(
     choice = cli.choose_model(model)
     console.print(str(choice), style="bold", soft_wrap=True)
     # Under its own name: here it is __main__, and has no torch.
-    from analyses.activation_patching import parse_positions
     from analyses.edge_attribution import edge_attribution
 
     where: Any = None if positions is None else parse_positions(positions)

@@ -343,6 +343,34 @@ class PromptPair:
         return "\n".join(lines)
 
 
+def pair_of(
+    model: HookedGPT2,
+    clean: PromptPair | AnyPrompts,
+    corrupted: AnyPrompts | None,
+    attention_mask: Tensor | None,
+    prepend_bos: bool,
+) -> PromptPair:
+    """The pair given, or that of clean and corrupted prompts.
+
+    Args:
+        clean: a `PromptPair`, or what `PromptPair.of` takes.
+        corrupted, attention_mask: with clean prompts only.
+
+    Raises:
+        ValueError: corrupted prompts or a mask next to a pair, or none without one; and what
+            `PromptPair.of` refuses.
+    """
+    if isinstance(clean, PromptPair):
+        if corrupted is not None or attention_mask is not None:
+            raise ValueError("a PromptPair brings its corrupted prompts and its mask itself")
+        return clean
+    if corrupted is None:
+        raise ValueError("corrupted prompts are missing: give them, or a PromptPair")
+    return PromptPair.of(
+        model, clean, corrupted, attention_mask=attention_mask, prepend_bos=prepend_bos
+    )
+
+
 def _check_lengths(clean: Sequence[str], corrupted: Sequence[str], example: int | None) -> None:
     if len(clean) == len(corrupted):
         return
@@ -378,7 +406,7 @@ def answer_ids(
     for row in ids:
         for id in row:
             if id != NO_TOKEN and not 0 <= id < model.cfg.d_vocab_out:
-                raise ValueError(
+                raise IndexError(
                     f"{what}: token {id} is out of range: this model predicts tokens 0 to "
                     f"{model.cfg.d_vocab_out - 1}"
                 )

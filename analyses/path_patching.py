@@ -288,9 +288,6 @@ def _effects(
         for row in values.get(sender, unreached) or unreached
     ]
     laid = torch.stack(rows)
-    if where.apart:
-        absent = ~where.present.T  # slot example
-        laid = laid.view(-1, n_slots, len(base)).masked_fill(absent, math.nan).flatten(0, 1)
     labels: dict[str, Sequence[str]] = {"component": ("embed",)}
     if kind != "embed":
         labels = {"layer": [str(i) for i in range(cfg.n_layers)]}

@@ -201,7 +201,7 @@ def test_positions_by_number_by_name_and_per_example(
 
 @pytest.mark.parametrize("pos", [None, [1, -1]])
 def test_each_position_by_itself(model: HookedGPT2, pos: Any) -> None:
-    pair = random_pair((7, 5))
+    pair = random_pair((7, 7) if pos is None else (7, 5))
     result = path_patching(model, pair, ["2.0.k", "1.1.v"], pos=pos, by_position=True)
     head = result.views["head"]
     assert head.axes == ("layer", "head", "pos")
@@ -215,13 +215,13 @@ def test_each_position_by_itself(model: HookedGPT2, pos: Any) -> None:
         ]
     )
     for slot, columns in list(enumerate(slots))[:: 3 if pos is None else 1]:
-        there = columns[:, 0] < pair.lengths
-        short = torch.where(there, columns[:, 0], 0)[:, None]
         for sender in (Sender("head", 0, 1), Sender("mlp", 0)):
-            expected = naive(model, pair, sender, list(result.receivers), short)
+            expected = naive(model, pair, sender, list(result.receivers), columns)
             got = found(result, sender)[slot]
-            torch.testing.assert_close(got[there], expected[there], atol=1e-10, rtol=0)
-            assert got[~there].isnan().all()
+            torch.testing.assert_close(got, expected, atol=1e-10, rtol=0)
+    if pos is None:
+        with pytest.raises(ValueError, match="differ in length"):
+            path_patching(model, random_pair((7, 5)), ["2.0.k"], by_position=True)
 
 
 def test_denoising_swaps_the_runs_and_metrics_are_free(model: HookedGPT2) -> None:
@@ -368,7 +368,7 @@ def test_mini_names_its_movers(mini: HookedGPT2) -> None:
 
 
 def test_page_and_plots(model: HookedGPT2, tmp_path: Path) -> None:
-    result = path_patching(model, random_pair((7, 5)), ["2.0.q", "2.1.q"], by_position=True)
+    result = path_patching(model, random_pair((6, 6)), ["2.0.q", "2.1.q"], by_position=True)
     result.to_html(tmp_path / "page.html", model=model)
     text = (tmp_path / "page.html").read_text()
     assert text.count('class="plot"') == 3
