@@ -14,7 +14,8 @@ command line), and works from Python as from a shell:
 | `analyses.activation_patching` | which activation, put into the other run, carries the answer? |
 | `analyses.ablation` | what is lost without a head, a layer, a neuron? |
 | `analyses.attribution` | which part of the model wrote the answer? |
-| `analyses.attribution_patching` | patching of all nodes and edges at once, to first order |
+| `analyses.attribution_patching` | patching of all nodes at once, to first order |
+| `analyses.edge_attribution` | patching of all edges between parts at once, to first order |
 | `analyses.path_patching` | what does a head pass on to another, directly? |
 | `analyses.causal_tracing` | where in the model does noise on a subject do harm? |
 | `analyses.tasks` | how well does it do on tasks with known answers? |
