@@ -26,8 +26,7 @@ def page(result: "ActivationPatching", top_k: int = 10) -> report.Page:
     page = report.Page(
         f"Activation patching: {result.provenance.model}",
         f"{result.direction.capitalize()}: {_WHAT[result.direction]}. Colours show how far the "
-        "numbers shown are from those without a patch: red above, blue below. "
-        "Blanks are shown as ·, line ends as ⏎.",
+        "numbers shown are from those without a patch: red above, blue below.",
     )
     add_prompts(page, result.pair)
     page.text(f"{_effects_views.summary(next(iter(result.views.values())))}.")

@@ -101,7 +101,7 @@ def severed_bars(views: "Mapping[str, Effects]", place: int) -> "go.Figure":
 def _strongest(
     views: "Mapping[str, Effects]", k: int
 ) -> tuple[list[str], list[list[str]], list[float]]:
-    """The k largest effects of all views: headers, rows, and how strong each is (0 to 1)."""
+    """The k largest effects of all views: headers, rows, and how strong each is (-1 to 1)."""
     found = []
     for name, effects in views.items():
         changes, errors = effects.change, effects.change_stderr
@@ -115,9 +115,9 @@ def _strongest(
                 share = f"{100 * float(effects.normalised[place]):.1f} %"
             error = "" if math.isnan(stderr) else f"{stderr:.4f}"
             row = [name, *where, f"{change:+.4f}", *[error][: effects.n_examples > 1], share]
-            found.append((abs(change), row))
-    found = sorted(found, key=lambda one: -one[0])[:k]
-    most = found[0][0] if found else 1.0
+            found.append((change, row))
+    found = sorted(found, key=lambda one: -abs(one[0]))[:k]
+    most = abs(found[0][0]) if found else 1.0
     first = next(iter(views.values()))
     error = ["± s.e."][: first.n_examples > 1]
     headers = ["view", *first.axes, "indirect effect", *error, "of total effect"]
@@ -183,7 +183,7 @@ def _add_views(page: report.Page, result: "CausalTrace | AverageTrace", top_k: i
     page.table(
         headers,
         [
-            [*row[:at], report.Shaded(row[at], shade), *row[at + 1 :]]
+            [*row[:at], _effects_views.diverging(row[at], shade), *row[at + 1 :]]
             for row, shade in zip(rows, shades, strict=True)
         ],
     )
@@ -288,7 +288,7 @@ def _show_views(views: "Mapping[str, Effects]", console: "Console", top_k: int) 
     columns = []
     for i, header in enumerate(headers):
         cells = [
-            cli.Cell(row[i], shade if i == at else None)
+            cli.Cell(row[i], abs(shade) if i == at else None)
             for row, shade in zip(rows, shades, strict=True)
         ]
         columns.append(cli.Column(header, cells) if i < at else _effects_views.right(header, cells))

@@ -94,7 +94,10 @@ def page(result: "EdgeAttribution", top_k: int = 30) -> report.Page:
     page.table(
         headers,
         [
-            [report.Shaded(text, shade) if i == _SCORE else text for i, text in enumerate(row)]
+            [
+                _effects_views.diverging(text, shade) if i == _SCORE else text
+                for i, text in enumerate(row)
+            ]
             for row, shade in zip(rows, shades, strict=True)
         ],
     )
@@ -145,7 +148,7 @@ _SCORE = 2  # the column of a row that is shaded
 
 
 def strongest(result: "EdgeAttribution", k: int) -> tuple[list[str], list[list[str]], list[float]]:
-    """A table of the k strongest edges: headers, rows of text, and how strong each is (0 to 1)."""
+    """A table of the k strongest edges: headers, rows of text, and how strong each is (-1 to 1)."""
     frame: Any = result.top(k)
     several = result.scores.shape[-1] > 1
     headers = ["sender", "receiver", "score", "share"]
@@ -162,9 +165,8 @@ def strongest(result: "EdgeAttribution", k: int) -> tuple[list[str], list[list[s
         if result.positions is not None:
             cells.append(row["pos_label"])
         rows.append(cells)
-    sizes = frame["score"].abs()
-    most = float(sizes.max()) or 1.0
-    return headers, rows, [float(size) / most for size in sizes]
+    most = float(frame["score"].abs().max()) or 1.0
+    return headers, rows, [float(score) / most for score in frame["score"]]
 
 
 def show(result: "EdgeAttribution", console: "Console", top_k: int) -> None:
@@ -182,7 +184,7 @@ def show(result: "EdgeAttribution", console: "Console", top_k: int) -> None:
     columns = []
     for i, header in enumerate(headers):
         cells = [
-            cli.Cell(row[i], shade if i == _SCORE else None)
+            cli.Cell(row[i], abs(shade) if i == _SCORE else None)
             for row, shade in zip(rows, shades, strict=True)
         ]
         is_name = i < _SCORE or header == "pos"

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
     from analyses.pairs import PromptPair
 
-_MOST_PROMPTS = 4
+_MOST_PROMPTS = 2
 
 
 def add_prompts(page: report.Page, pair: "PromptPair") -> None:
