@@ -768,7 +768,6 @@ def test_prompts_of_different_token_lengths(world):
         ({}, ValueError, "no metric"),
         ([kl(), kl(pos=0)], ValueError, "two metrics are called 'kl'"),
     ],
-    ids=str,
 )
 def test_a_metric_that_does_not_fit(world, metric, error, words):
     with pytest.raises(error, match=words):
