@@ -175,14 +175,14 @@ def _located(
     found = tuple(locator.locate(edit) for edit in edits)
     if len(found) + len(given) > 1:
         # What a full run refuses, too.
-        points = {one.point.name: one for one in (*given, *found)}
-        for name, one in points.items():
+        points = {one.point.name for one in (*given, *found)}
+        for name in points:
             block = name.rsplit("hook_", 1)[0]
-            norms = {f"{block}ln1.hook_scale", f"{block}ln1.hook_normalized"} & points.keys()
+            norms = {f"{block}ln1.hook_scale", f"{block}ln1.hook_normalized"} & points
             if name.endswith("_input") and norms:
                 raise HookError(
-                    f"intervention {number}: {one.edit!r} gives each head a layer norm of its own, "
-                    f"past {norms.pop()!r}, where there is another edit: have the one or the other."
+                    f"intervention {number}: an edit at {name!r} gives each head a layer norm of "
+                    f"its own, past {norms.pop()!r}, where there is one too: have either."
                 )
     return found
 
