@@ -61,6 +61,18 @@ class SweepInterrupted(KeyboardInterrupt):
         self.partial = partial
 
 
+class NotANumber(ValueError):
+    """A metric was NaN somewhere.
+
+    Attributes:
+        partial: all that was found, NaN where it was.
+    """
+
+    def __init__(self, message: str, partial: SweepResult) -> None:
+        super().__init__(message)
+        self.partial = partial
+
+
 def sweep(
     model: HookedGPT2,
     tokens: AnyPrompts,
@@ -97,8 +109,9 @@ def sweep(
     Raises:
         UnknownHookName, IndexError, ValueError, TypeError: an edit, metric or prompt that does not
             fit; says which and why, before anything is computed.
-        ValueError: a metric that is NaN, hooks that are active on the model, or a memory limit too
-            small for a single intervention.
+        NotANumber: a metric that is NaN; what was found is in its `partial`.
+        ValueError: hooks that are active on the model, or a memory limit too small for a single
+            intervention.
         SweepInterrupted: on Ctrl-C, with what was found so far.
     """
     return plan(
@@ -216,7 +229,8 @@ class Plan:
         """Carry it out.
 
         Raises:
-            ValueError: a metric is NaN, or is of the wrong shape, or the memory limit is too small.
+            NotANumber: a metric is NaN.
+            ValueError: it is of the wrong shape, or the memory limit is too small.
             SweepInterrupted: on Ctrl-C.
         """
         n_edits, n_prompts = len(self.edits), len(self.prompts.tokens)
@@ -255,8 +269,9 @@ class Plan:
             if not values:
                 raise
             raise SweepInterrupted(result()) from None
-        self._refuse_nan(values, base)
-        return result()
+        found = result()
+        self._refuse_nan(found)
+        return found
 
     def _evaluated(
         self, rows: list[Row], base: Base, read: BaseReadout, advance: Callable[[float], None]
@@ -480,19 +495,22 @@ class Plan:
         )
         return float(len(self.edits) * sum(per_prompt))
 
-    def _refuse_nan(self, values: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> None:
-        for name in values:
-            if bool(base[name].isnan().any()):
-                example = int(base[name].isnan().nonzero()[0])
-                raise ValueError(f"metric {name} of the base run is NaN on prompt {example}.")
-            missing = values[name].isnan().nonzero()
+    def _refuse_nan(self, found: SweepResult) -> None:
+        for name, values in found.values.items():
+            base = found.base[name]
+            if bool(base.isnan().any()):
+                example = int(base.isnan().nonzero()[0])
+                message = f"metric {name} of the base run is NaN on prompt {example}."
+                raise NotANumber(message, found)
+            missing = values.isnan().nonzero()
             if len(missing):
                 number, example = missing[0].tolist()
                 edits = "; ".join(map(repr, self.edits[number]))
                 others = f", and {len(missing) - 1} more times" if len(missing) > 1 else ""
-                raise ValueError(
+                raise NotANumber(
                     f"metric {name} is NaN under intervention {number} ({edits}) on prompt "
-                    f"{example}{others}."
+                    f"{example}{others}.",
+                    found,
                 )
 
     def __repr__(self) -> str:

@@ -789,6 +789,8 @@ def test_a_metric_that_is_no_number(world):
     with pytest.raises(ValueError, match=r"broken.*(NaN|nan).*prompt 1|example 1") as caught:
         run(here, edits, broken)
     assert repr(edits[1]) in str(caught.value)
+    (found,) = caught.value.partial.values.values()
+    assert found.isnan().tolist() == [[False] * 3, [False, True, False]]
     nowhere = Patch(("resid_post", 0), pos=1, source=torch.tensor(torch.nan, dtype=torch.float64))
     with pytest.raises(ValueError, match=r"(?i)nan") as caught:
         run(here, [edits[0], [edits[1], nowhere]])
