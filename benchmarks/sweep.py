@@ -7,6 +7,7 @@ difference and the peak memory. A round of a pass per edit takes minutes, so onl
 
     python -m benchmarks.sweep [--rounds 3] [--every 12] [--threads 2] [--device cpu] [--peer]
 
+With `--alike 10` the prompts begin with the same ten tokens, as those of a task mostly do.
 `--peer` compares with TransformerLens 4 instead of this package's own hooked pass, where it is
 installed in the same environment.
 """
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--length", type=int, default=15)
+    parser.add_argument("--alike", type=int, default=0, help="tokens that both prompts begin with")
     parser.add_argument("--peer", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
@@ -113,8 +115,11 @@ def main() -> None:
     model = HookedGPT2.from_pretrained(same, device=options.device)
     other = transformer_lens(same) if options.peer else model
     prompts = torch.randint(0, 8000, (2, options.length), device=options.device)
+    prompts[1, : options.alike] = prompts[0, : options.alike]
     tokens = prompts[:1]
-    _, source = model.run_with_cache(prompts[1:])
+    # Kept with patterns too, it would be computed by another kernel, and what both prompts begin
+    # with would differ by rounding.
+    _, source = model.run_with_cache(prompts[1:], names_filter=["*resid_pre", "*hook_z"])
     one_by_one = hooked(other, tokens, other.run_with_cache(prompts[1:])[1])
     metric = logit_diff(11, 12)
     print(f"torch {torch.__version__}, {options.threads} threads, {options.length} tokens")
