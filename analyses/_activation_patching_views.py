@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from analyses import _effects_views, cli, report
-from analyses._pair_views import add_prompts, show_prompts
+from analyses import _effects_views, report
+from analyses._pair_views import add_prompts, show_views
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -42,10 +42,4 @@ def page(result: "ActivationPatching", top_k: int = 10) -> report.Page:
 def show(result: "ActivationPatching", console: "Console", top_k: int) -> None:
     """Print the prompts, and every view as a grid or a table of the strongest."""
     console.print(f"{result.direction}: {_WHAT[result.direction]}", soft_wrap=True)
-    console.print()
-    show_prompts(result.pair, console)
-    console.print(_effects_views.summary(next(iter(result.views.values()))), soft_wrap=True)
-    for effects in result.views.values():
-        console.print()
-        _effects_views.show(effects, console, top_k)
-    cli.print_scale(console, "distance from no effect, of the largest in each table")
+    show_views(result.pair, result.views, console, top_k)

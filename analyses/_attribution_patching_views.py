@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from analyses import _effects_views, cli, report
-from analyses._pair_views import add_prompts, show_prompts
+from analyses._pair_views import add_prompts, show_views
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -85,13 +85,7 @@ def show(result: "AttributionPatching", console: "Console", top_k: int) -> None:
     console.print(
         f"{result.direction}: {_WHAT[result.direction]}; {how(result.steps)}", soft_wrap=True
     )
-    console.print()
-    show_prompts(result.pair, console)
-    console.print(_effects_views.summary(next(iter(result.views.values()))), soft_wrap=True)
-    for effects in result.views.values():
-        console.print()
-        _effects_views.show(effects, console, top_k)
-    cli.print_scale(console, "distance from no effect, of the largest in each table")
+    show_views(result.pair, result.views, console, top_k)
     if result.agreements:
         headers, rows = agreement_rows(result)
         console.print()

@@ -1,12 +1,14 @@
 """How a pair of prompts looks, on a page and in the terminal."""
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from analyses import cli, report
+from analyses import _effects_views, cli, report
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from analyses.effects import Effects
     from analyses.pairs import PromptPair
 
 _MOST_PROMPTS = 2
@@ -33,6 +35,19 @@ def show_prompts(pair: "PromptPair", console: "Console") -> None:
     console.print(f"{source}{which}{bos_note(pair)}", style="dim", soft_wrap=True)
     for what, rows in (("clean", pair.str_tokens), ("corrupted", pair.corrupted_str_tokens)):
         console.print(f"{what + ':':11}{' '.join(map(cli.visible, rows[0]))}", soft_wrap=True)
+
+
+def show_views(
+    pair: "PromptPair", views: "Mapping[str, Effects]", console: "Console", top_k: int
+) -> None:
+    """Print the first pair of prompts, and every view as a grid or a table of the strongest."""
+    console.print()
+    show_prompts(pair, console)
+    console.print(_effects_views.summary(next(iter(views.values()))), soft_wrap=True)
+    for effects in views.values():
+        console.print()
+        _effects_views.show(effects, console, top_k)
+    cli.print_scale(console, "distance from no effect, of the largest in each table")
 
 
 def bos_note(pair: "PromptPair") -> str:

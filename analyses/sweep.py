@@ -21,6 +21,7 @@ arithmetic only where its outcome can differ:
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -320,7 +321,7 @@ class Plan:
 
     def _base(self, first: int, n: int) -> Base:
         here = slice(first, first + n)
-        names = [*self._base_points(), "ln_final.hook_normalized"]
+        names = [*self._base_points, "ln_final.hook_normalized"]
         return Base.run(
             self.model,
             self.prompts.tokens[here],
@@ -330,6 +331,7 @@ class Plan:
             names,
         )
 
+    @cached_property
     def _base_points(self) -> list[str]:
         """Where the base run is looked up: where rows join, and where edits are compared with it
         to see what they change (not at points that would be computed for that alone)."""
@@ -338,7 +340,7 @@ class Plan:
             edit.point.name
             for one in self.located
             for edit in one
-            if not edit.point.on_request and edit.whole_source() is not None
+            if not edit.point.on_request and edit.whole_source is not None
         }
         return sorted({*needed(list(edits.values()), self.model.cfg.n_layers), *compared})
 
@@ -351,7 +353,7 @@ class Plan:
 
         def changed(edit: LocatedEdit, example: int) -> np.ndarray:
             columns = edit.columns[example]
-            source = edit.whole_source()
+            source = edit.whole_source
             if base is None or source is None or edit.point.name not in base.cache.tensors:
                 return columns
             key = (id(source), edit.point.name)
@@ -383,7 +385,7 @@ class Plan:
         """What the base run of one prompt keeps."""
         cfg, length = self.model.cfg, self.prompts.tokens.shape[1]
         size = self.model.W_E.element_size()
-        names = self._base_points()
+        names = self._base_points
         attention = sum("attn_scores" in name or "pattern" in name for name in names)
         kept = (len(names) + 1) * cfg.d_model + attention * cfg.n_heads * length
         return length * kept * size + length * length

@@ -7,6 +7,7 @@ one prompt's. Everything that can be wrong with an edit is found here, before an
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, cast
 
 import numpy as np
@@ -101,6 +102,7 @@ class LocatedEdit:
         else:
             view[index] = self._taken(self.values, which, example)
 
+    @cached_property
     def whole_source(self) -> Tensor | None:
         """All that the other run of a `Patch` has at the point, `batch pos ...` (`batch` may be
         1), where its columns are those of this batch; else None."""

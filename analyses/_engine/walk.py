@@ -96,22 +96,20 @@ def index(numbers: np.ndarray, like: Tensor) -> Tensor:
 
 def needed(edits: Sequence[LocatedEdit], n_layers: int) -> list[str]:
     """The points of the base run that a walk with these edits may have to look up."""
-    layers = [layer_of(edit.point.name) for edit in edits]
-    first = min((0 if layer is None else layer for layer in layers), default=n_layers)
-    if any(edit.point.name.startswith("ln_final") for edit in edits) and all(
-        edit.point.name.startswith("ln_final") for edit in edits
-    ):
-        first = n_layers
+    points = [edit.point.name for edit in edits]
+    # What is edited at the final layer norm joins after the last block.
+    inside_blocks = [layer_of(name) or 0 for name in points if not name.startswith("ln_final")]
+    first = min(inside_blocks, default=n_layers)
     names = {f"blocks.{n_layers - 1}.hook_resid_post"}
-    if any(edit.point.name in ("hook_embed", "hook_pos_embed") for edit in edits):
-        names |= {"hook_embed", "hook_pos_embed"}
+    embeddings = {"hook_embed", "hook_pos_embed"}
+    if embeddings.intersection(points):
+        names |= embeddings
     for layer in range(first, n_layers):
         names |= {
             f"blocks.{layer}.{name}"
             for name in ("hook_resid_pre", "attn.hook_q", "attn.hook_k", "attn.hook_v")
         }
-    for edit in edits:
-        layer = layer_of(edit.point.name)
+    for layer in map(layer_of, points):
         if layer is not None:
             names |= {
                 f"blocks.{layer}.{name}"
