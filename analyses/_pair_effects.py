@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from analyses import _effects_views, report
+from analyses import report
+from analyses._views import effects as effects_views
 from analyses.tasks import unknown
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ class PairEffects(ABC):
 
         An axis that a view does not have is empty there.
         """
-        frame = _effects_views.concatenated(self.views)
+        frame = effects_views.concatenated(self.views)
         frame.insert(1, "direction", self.direction)
         return frame
 
@@ -76,12 +77,12 @@ class PairEffects(ABC):
             KeyError: a view that is not here.
             ValueError: views on different axes.
         """
-        names = views or _effects_views.grouped(self.views)[0]
+        names = views or effects_views.grouped(self.views)[0]
         chosen = {name: self[name] for name in names}
         if len({effects.axes for effects in chosen.values()}) > 1:
             axes = "; ".join(f"{n}: {', '.join(e.axes)}" for n, e in chosen.items())
             raise ValueError(f"these views lie on different axes ({axes}): plot them one by one")
-        return _effects_views.panels(list(chosen.items()), scale)
+        return effects_views.panels(list(chosen.items()), scale)
 
     @abstractmethod
     def page(self, top_k: int = 10) -> report.Page:

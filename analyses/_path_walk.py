@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses._path_patching_views import FORMS
+from analyses._views.path_patching import FORMS
 from hooks import ActivationCache
 from hooks.names import nearest
 from interp import HookedGPT2

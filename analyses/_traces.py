@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses import _causal_tracing_views as looks
 from analyses import report
-from analyses._effects_views import concatenated
+from analyses._views import causal_tracing as looks
+from analyses._views.effects import concatenated
 from analyses.effects import Effects
 from interp import HookedGPT2
 

@@ -32,8 +32,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from analyses import _ablation_views as views
 from analyses import cli, pair_options, report
+from analyses._views import ablation as views
 
 if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options

@@ -37,8 +37,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from analyses import _attribution_views as views
 from analyses import cli, pair_options, report
+from analyses._views import attribution as views
 
 if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
@@ -428,7 +428,7 @@ class Attribution:
         axis (empty where the view has no such axis) and its label (`component_label`, ...); then of
         the examples `value` (mean contribution in nats), `stderr` and `examples`, how many.
         """
-        from analyses._effects_views import concatenated
+        from analyses._views.effects import concatenated
 
         frame = concatenated(self.views)
         # Nothing was edited: what `Effects` calls a change is the value itself.

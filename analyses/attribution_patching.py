@@ -51,10 +51,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from analyses import _attribution_patching_views as views_of
 from analyses import cli, pair_options, report
 from analyses._pair_effects import PairEffects
 from analyses._positions import parse_positions, positions_of
+from analyses._views import attribution_patching as views_of
 from analyses.tasks import unknown
 
 if TYPE_CHECKING or __name__ != "__main__":

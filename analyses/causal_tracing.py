@@ -37,8 +37,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from analyses import _causal_tracing_views as looks
 from analyses import cli, report
+from analyses._views import causal_tracing as looks
 from analyses.tasks import unknown
 
 if TYPE_CHECKING or __name__ != "__main__":

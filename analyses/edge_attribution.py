@@ -43,9 +43,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
-from analyses import _edge_attribution_views as views_of
 from analyses import cli, pair_options, report
 from analyses._positions import parse_positions, positions_of
+from analyses._views import edge_attribution as views_of
 from analyses.tasks import unknown
 
 if TYPE_CHECKING or __name__ != "__main__":

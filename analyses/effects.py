@@ -438,7 +438,7 @@ class Effects:
         Raises:
             ValueError: an unknown scale or axis, or as `normalised`.
         """
-        from analyses import _effects_views as views
+        from analyses._views import effects as views
 
         return views.figure(self, scale, rows=rows, limit=limit)
 

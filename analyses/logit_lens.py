@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, SupportsIndex
 
 import typer
 
-from analyses import _logit_lens_views as views
 from analyses import cli, report
+from analyses._views import logit_lens as views
 
 if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options

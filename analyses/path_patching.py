@@ -34,9 +34,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, cast
 
 import typer
 
-from analyses import _path_patching_views as views
 from analyses import cli, pair_options, report
-from analyses._effects_views import concatenated
+from analyses._views import path_patching as views
+from analyses._views.effects import concatenated
 from analyses.tasks import unknown
 
 if TYPE_CHECKING or __name__ != "__main__":

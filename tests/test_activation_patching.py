@@ -18,8 +18,8 @@ from jaxtyping import config
 from rich.console import Console
 from torch import Tensor
 
-from analyses import _activation_patching_views as views_of
 from analyses import activation_patching as module
+from analyses._views import activation_patching as views_of
 from analyses.activation_patching import (
     GROUPS,
     VIEWS,

@@ -18,9 +18,9 @@ from jaxtyping import config
 from rich.console import Console
 from torch import Tensor
 
-from analyses import _attribution_patching_views as views_of
 from analyses import attribution_patching as module
 from analyses import cli
+from analyses._views import attribution_patching as views_of
 from analyses.activation_patching import VIEWS, activation_patching, model_point
 from analyses.attribution_patching import (
     NEURONS,

@@ -18,9 +18,9 @@ from jaxtyping import config
 from rich.console import Console
 from torch import Tensor
 
-from analyses import _edge_attribution_views as views_of
 from analyses import cli
 from analyses import edge_attribution as module
+from analyses._views import edge_attribution as views_of
 from analyses.attribution_patching import attribution_patching
 from analyses.edge_attribution import (
     EdgeAttribution,

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import config
 from rich.console import Console
 
-from analyses import _effects_views as views
 from analyses import report
+from analyses._views import effects as views
 from analyses.effects import SCALES, Effects
 
 F64 = torch.float64

@@ -12,8 +12,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from analyses import _logit_lens_views as views
 from analyses import logit_lens as module
+from analyses._views import logit_lens as views
 from analyses.logit_lens import POINTS, LensPoint, LogitLens, lens_logits, logit_lens
 from analyses.report import weights_sha256
 from interp import HookedGPT2, HookedGPT2Config

@@ -3,7 +3,8 @@
 import math
 from typing import TYPE_CHECKING, NamedTuple
 
-from analyses import _effects_views, cli, report
+from analyses import cli, report
+from analyses._views import effects as effects_views
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -110,7 +111,7 @@ def page(result: "PathPatching", top_k: int = 10) -> report.Page:
     page.table(
         headers,
         [
-            [text[0], _effects_views.diverging(text[1], one.change / most), *text[2:]]
+            [text[0], effects_views.diverging(text[1], one.change / most), *text[2:]]
             for text, one in zip(texts, rows, strict=True)
         ],
     )
@@ -151,10 +152,10 @@ def show(result: "PathPatching", console: "Console", top_k: int) -> None:
     for i, header in enumerate(headers):
         shades = [abs(one.change) / most if i == 1 else None for one in rows]
         cells = [cli.Cell(text[i], shade) for text, shade in zip(texts, shades, strict=True)]
-        columns.append(cli.Column(header, cells) if i == 0 else _effects_views.right(header, cells))
+        columns.append(cli.Column(header, cells) if i == 0 else effects_views.right(header, cells))
     console.print(f"strongest {len(rows)} senders")
     cli.print_table(console, columns[:1], columns[1:], "columns")
     heads = shown(result).get("head")
     if heads is not None and heads.axes == ("layer", "head"):
         console.print()
-        _effects_views.show(heads, console, top_k)
+        effects_views.show(heads, console, top_k)

@@ -4,9 +4,10 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from analyses import _effects_views, cli, report
-from analyses._attribution_patching_views import how
-from analyses._pair_views import add_prompts, show_prompts
+from analyses import cli, report
+from analyses._views import effects as effects_views
+from analyses._views.attribution_patching import how
+from analyses._views.pairs import add_prompts, show_prompts
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -95,7 +96,7 @@ def page(result: "EdgeAttribution", top_k: int = 30) -> report.Page:
         headers,
         [
             [
-                _effects_views.diverging(text, shade) if i == _SCORE else text
+                effects_views.diverging(text, shade) if i == _SCORE else text
                 for i, text in enumerate(row)
             ]
             for row, shade in zip(rows, shades, strict=True)
@@ -188,9 +189,7 @@ def show(result: "EdgeAttribution", console: "Console", top_k: int) -> None:
             for row, shade in zip(rows, shades, strict=True)
         ]
         is_name = i < _SCORE or header == "pos"
-        columns.append(
-            cli.Column(header, cells) if is_name else _effects_views.right(header, cells)
-        )
+        columns.append(cli.Column(header, cells) if is_name else effects_views.right(header, cells))
     cli.print_table(console, columns[:_SCORE], columns[_SCORE:], "columns")
     if result.agreement is not None:
         console.print()

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from analyses import _effects_views, report
-from analyses._pair_views import add_prompts, show_views
+from analyses import report
+from analyses._views import effects as effects_views
+from analyses._views.pairs import add_prompts, show_views
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,9 +30,9 @@ def page(result: "ActivationPatching", top_k: int = 10) -> report.Page:
         "numbers shown are from those without a patch: red above, blue below.",
     )
     add_prompts(page, result.pair)
-    page.text(f"{_effects_views.summary(next(iter(result.views.values())))}.")
-    for names in _effects_views.grouped(result.views):
-        _effects_views.add_group(page, result.views, names, top_k)
+    page.text(f"{effects_views.summary(next(iter(result.views.values())))}.")
+    for names in effects_views.grouped(result.views):
+        effects_views.add_group(page, result.views, names, top_k)
     page.provenance(result.provenance)
     return page
 

@@ -2,8 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from analyses import _effects_views, cli, report
-from analyses._pair_views import add_prompts, show_views
+from analyses import cli, report
+from analyses._views import effects as effects_views
+from analyses._views.pairs import add_prompts, show_views
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -37,18 +38,18 @@ def page(result: "AttributionPatching", top_k: int = 10) -> report.Page:
         "stream, they can be far off.",
     )
     add_prompts(page, result.pair)
-    page.text(f"{_effects_views.summary(next(iter(result.views.values())))}.")
+    page.text(f"{effects_views.summary(next(iter(result.views.values())))}.")
     if result.agreements:
         _add_agreements(page, result)
-    for names in _effects_views.grouped(result.views):
+    for names in effects_views.grouped(result.views):
         first = result.views[names[0]]
         if first.mean.numel() <= _MOST_CELLS:
-            _effects_views.add_group(page, result.views, names, top_k)
+            effects_views.add_group(page, result.views, names, top_k)
             continue
         page.heading(f"{', '.join(names)}: by {', '.join(first.axes)}")
         k = min(top_k, first.mean.numel())
         page.text(f"{first.mean.numel():,} places, too many to draw; the {k} strongest.")
-        _effects_views.add_strongest_of(page, [(name, result.views[name]) for name in names], k)
+        effects_views.add_strongest_of(page, [(name, result.views[name]) for name in names], k)
     page.provenance(result.provenance)
     return page
 
@@ -91,7 +92,7 @@ def show(result: "AttributionPatching", console: "Console", top_k: int) -> None:
         console.print()
         console.print("agreement with exact patching")
         columns = [
-            _effects_views.right(header, [cli.Cell(row[i]) for row in rows])
+            effects_views.right(header, [cli.Cell(row[i]) for row in rows])
             for i, header in enumerate(headers)
             if i
         ]

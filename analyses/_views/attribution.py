@@ -7,7 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from analyses import _effects_views, cli, report
+from analyses import cli, report
+from analyses._views import effects as effects_views
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -230,7 +231,7 @@ def _add_table(page: report.Page, found: "Attribution", view: str, title: str, t
     page.table(
         [view, *headers],
         [
-            [row[0], _effects_views.diverging(row[1], shade), *row[2:]]
+            [row[0], effects_views.diverging(row[1], shade), *row[2:]]
             for row, shade in zip(rows, shades, strict=True)
         ],
     )
@@ -258,7 +259,7 @@ def _strongest(effects: "Effects", top_k: int) -> tuple[list[str], list[list[str
 
 def show(found: "Attribution", console: "Console", top_k: int) -> None:
     """Print an attribution: what was asked, then the strongest parts, then the lens."""
-    from analyses._effects_views import right
+    from analyses._views.effects import right
 
     notes = [f"; {_read_at(found, batch)}" for batch in range(len(found.str_tokens))]
     show_prompts(console, found.str_tokens, found.prepend_bos, notes)

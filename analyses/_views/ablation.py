@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING
 
-from analyses import _attribution_views, _effects_views, cli, report
+from analyses import cli, report
+from analyses._views import attribution as attribution_views
+from analyses._views import effects as effects_views
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -32,14 +34,14 @@ def figure(found: "Ablation") -> "go.Figure":
     """See `Ablation.plot`."""
     effects = found.effects
     if found.units == "neurons":
-        effects = _attribution_views.only_strongest(effects, _MOST_BARS, "change")
+        effects = attribution_views.only_strongest(effects, _MOST_BARS, "change")
     return effects.plot("change")
 
 
 def _strongest(found: "Ablation", top_k: int) -> tuple[list[str], list[list[str]], list[float]]:
     """Headers, rows of text, and how strong each row is, 0 to 1."""
     n_units = found.effects.change.numel()
-    effects = _attribution_views.only_strongest(found.effects, min(top_k, n_units), "change")
+    effects = attribution_views.only_strongest(found.effects, min(top_k, n_units), "change")
     change, mean, stderr = (
         v.tolist() for v in (effects.change, effects.mean, effects.change_stderr)
     )
@@ -66,7 +68,7 @@ def page(found: "Ablation", top_k: int) -> report.Page:
         "line ends as ⏎.",
     )
     page.heading(found.source)
-    _attribution_views.add_prompts(page, found.str_tokens, found.prepend_bos)
+    attribution_views.add_prompts(page, found.str_tokens, found.prepend_bos)
     page.text(_summary(found))
     page.figure(found.plot(), _caption(found))
     headers, rows, shades = _strongest(found, top_k)
@@ -74,7 +76,7 @@ def page(found: "Ablation", top_k: int) -> report.Page:
     page.table(
         headers,
         [
-            [row[0], _effects_views.diverging(row[1], shade), *row[2:]]
+            [row[0], effects_views.diverging(row[1], shade), *row[2:]]
             for row, shade in zip(rows, shades, strict=True)
         ],
     )
@@ -94,11 +96,11 @@ def _caption(found: "Ablation") -> str:
 
 def show(found: "Ablation", console: "Console", top_k: int) -> None:
     """Print an ablation: the prompts, the metric, and the strongest units."""
-    from analyses._effects_views import right
+    from analyses._views.effects import right
 
     console.print()
     console.print(found.source, style="bold", soft_wrap=True)
-    _attribution_views.show_prompts(console, found.str_tokens, found.prepend_bos)
+    attribution_views.show_prompts(console, found.str_tokens, found.prepend_bos)
     console.print()
     console.print(_summary(found))
     headers, rows, shades = _strongest(found, top_k)

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from analyses import _effects_views, cli, report
+from analyses import cli, report
+from analyses._views import effects as effects_views
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -51,7 +52,7 @@ def heat_maps(
     if not names:
         raise ValueError(f"no view to plot; there is {', '.join(views)}")
     panels = [(name, views[name]) for name in names]
-    figure = _effects_views.panels(panels, "change", rows=[rows])
+    figure = effects_views.panels(panels, "change", rows=[rows])
     figure.update_yaxes(autorange="reversed", title=None)
     return figure
 
@@ -183,7 +184,7 @@ def _add_views(page: report.Page, result: "CausalTrace | AverageTrace", top_k: i
     page.table(
         headers,
         [
-            [*row[:at], _effects_views.diverging(row[at], shade), *row[at + 1 :]]
+            [*row[:at], effects_views.diverging(row[at], shade), *row[at + 1 :]]
             for row, shade in zip(rows, shades, strict=True)
         ],
     )
@@ -282,7 +283,7 @@ def _show_views(views: "Mapping[str, Effects]", console: "Console", top_k: int) 
             console.print(_SHORT_MEANS, style="dim")
             effects = replace(effects, labels={**effects.labels, "role": _SHORT})
         # Without the ends of a scale the changes are shown, which are the indirect effects.
-        _effects_views.show(replace(effects, corrupted=None, clean=None), console, top_k)
+        effects_views.show(replace(effects, corrupted=None, clean=None), console, top_k)
     headers, rows, shades = _strongest(views, top_k)
     at = headers.index("indirect effect")
     columns = []
@@ -291,7 +292,7 @@ def _show_views(views: "Mapping[str, Effects]", console: "Console", top_k: int) 
             cli.Cell(row[i], abs(shade) if i == at else None)
             for row, shade in zip(rows, shades, strict=True)
         ]
-        columns.append(cli.Column(header, cells) if i < at else _effects_views.right(header, cells))
+        columns.append(cli.Column(header, cells) if i < at else effects_views.right(header, cells))
     console.print()
     console.print(f"strongest {len(rows)}")
     cli.print_table(console, columns[:at], columns[at:], "columns")

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from analyses import _effects_views, cli, report
+from analyses import cli, report
+from analyses._views import effects as effects_views
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -43,10 +44,10 @@ def show_views(
     """Print the first pair of prompts, and every view as a grid or a table of the strongest."""
     console.print()
     show_prompts(pair, console)
-    console.print(_effects_views.summary(next(iter(views.values()))), soft_wrap=True)
+    console.print(effects_views.summary(next(iter(views.values()))), soft_wrap=True)
     for effects in views.values():
         console.print()
-        _effects_views.show(effects, console, top_k)
+        effects_views.show(effects, console, top_k)
     cli.print_scale(console, "distance from no effect, of the largest in each table")
 
 
