@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from analyses._page.assets import SCRIPTS, script, source_hash, style
+from analyses._page.head_maps import HeadMaps, MapKind
 from analyses._page.provenance import Provenance, weights_sha256
 from analyses._page.text import plotly_text, rounded, script_json
 from analyses._page.theme import template
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     import plotly.graph_objects as go
 
 __all__ = [
+    "HeadMaps",
+    "MapKind",
     "Page",
     "Provenance",
     "Shaded",
@@ -43,12 +46,14 @@ class Shaded(NamedTuple):
         note: shown when the pointer rests on it.
         sign: 1 or -1 for a number that is above or below what figures leave uncoloured: the
             background is then of their red or blue; 0 for any other.
+        opens: a head such as "3.1", which a click opens in the page's maps of heads.
     """
 
     text: str
     shade: float
     note: str = ""
     sign: int = 0
+    opens: str = ""
 
 
 @dataclass
@@ -64,6 +69,7 @@ class Page:
     lead: str = ""
     _parts: list[str] = field(default_factory=list, repr=False)
     _figures: int = field(default=0, repr=False)
+    _maps: int = field(default=0, repr=False)
     _scripts: set[str] = field(default_factory=set, repr=False)
 
     def heading(self, text: str) -> None:
@@ -94,16 +100,25 @@ class Page:
             )
         self._parts.append(f'<p class="tokens">{"".join(spans)}</p>')
 
-    def figure(self, figure: "go.Figure", caption: str = "") -> None:
+    def figure(
+        self, figure: "go.Figure", caption: str = "", opens: Sequence[Sequence[str]] | None = None
+    ) -> None:
         """Add a plotly figure. It takes the page's colours except where it sets its own.
 
         Buttons in it (`updatemenus`) become buttons of the page: plotly's cannot be read in dark.
         Strings in it that come from outside must have gone through `plotly_text`.
+
+        Args:
+            figure: what to show.
+            caption: stands below it.
+            opens: for each cell of its heat maps a head such as "3.1", which a click on the cell
+                opens in the next maps of heads.
         """
         spec = json.loads(str(figure.to_json()))
         spec["layout"].pop("template", None)
         layout = spec["layout"]
         buttons = [b for menu in layout.pop("updatemenus", ()) for b in menu["buttons"]]
+        spec["opens"] = opens
         spec["buttons"] = [[button["method"], *button["args"]] for button in buttons]
         shown = "".join(
             f'<button type="button" aria-pressed="{"false" if index else "true"}">'
@@ -122,6 +137,24 @@ class Page:
         )
         self._figures += 1
         self._scripts |= {"plotly", "themes", "figures"}
+
+    def head_maps(self, maps: HeadMaps, caption: str = "") -> None:
+        """Add maps of heads: all as small ones, one large, and what a chosen token attends to.
+
+        Raises:
+            ValueError: see `HeadMaps.spec`.
+        """
+        spec = maps.spec()
+        name = f"maps-{self._maps}"
+        notes = "".join(
+            f"<p>{html.escape(text)}</p>" for text in (caption, spec["leftOut"]) if text
+        )
+        self._parts.append(
+            f'<section class="head-maps" data-spec="{name}"></section>'
+            f'<script type="application/json" id="{name}">{script_json(spec)}</script>'
+        )
+        self._maps += 1
+        self._scripts |= {"plotly", "themes", "figures", "heads"}
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[str | Shaded]]) -> None:
         """Add a table."""
@@ -195,7 +228,7 @@ def _cell(cell: str | Shaded) -> str:
     percent = round((65 if cell.sign else 100) * shade)
     name = {1: "above", -1: "below"}.get(cell.sign, "strong" if percent >= 50 else "")
     named = f' class="{name}"' if name else ""
-    return (
-        f'<td{named} style="--shade:{percent}%" title="{html.escape(cell.note)}">'
-        f"{html.escape(cell.text)}</td>"
-    )
+    text = html.escape(cell.text)
+    if cell.opens:
+        text = f'<button type="button" data-open="{html.escape(cell.opens)}">{text}</button>'
+    return f'<td{named} style="--shade:{percent}%" title="{html.escape(cell.note)}">{text}</td>'

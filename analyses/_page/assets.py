@@ -9,7 +9,7 @@ from analyses._page.text import script_json
 from analyses._page.theme import THEMES, variables
 
 # What parts of a page may need, in the order in which it stands there.
-SCRIPTS = ("plotly", "themes", "figures")
+SCRIPTS = ("plotly", "themes", "figures", "heads")
 
 
 @cache

@@ -4,6 +4,8 @@ const CONFIG = {displaylogo: false, responsive: true, showSendToCloud: false, pl
 const draw = (plot, template) => {
   const spec = JSON.parse(document.getElementById(plot.dataset.spec).textContent);
   Plotly.newPlot(plot, spec.data, {...spec.layout, template}, CONFIG);
+  if (spec.opens) plot.on("plotly_click", ({points: [{pointNumber: [row, column]}]}) =>
+    dispatchEvent(new CustomEvent("open-head", {detail: {from: plot, name: spec.opens[row][column]}})));
   const buttons = [...plot.closest("figure").querySelectorAll(".buttons button")];
   buttons.forEach((button, index) => button.addEventListener("click", () => {
     const [method, ...values] = spec.buttons[index];
