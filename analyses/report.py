@@ -146,9 +146,9 @@ class Page:
         """
         spec = maps.spec()
         name = f"maps-{self._maps}"
-        notes = "".join(
-            f"<p>{html.escape(text)}</p>" for text in (caption, spec["leftOut"]) if text
-        )
+        for note in (caption, spec["leftOut"]):
+            if note:
+                self.text(note)
         self._parts.append(
             f'<section class="head-maps" data-spec="{name}"></section>'
             f'<script type="application/json" id="{name}">{script_json(spec)}</script>'
