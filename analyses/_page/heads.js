@@ -27,7 +27,8 @@ const short = (text, most) => {
   const letters = [...text];
   return letters.length > most ? letters.slice(0, most - 1).join("") + "…" : text;
 };
-const digits = value => String(Number(value.toPrecision(6)));
+const digits = value => value !== 0 && Math.abs(value) < 1e-4 ? value.toExponential(3)
+  : String(Number(value.toPrecision(6)));
 
 // 256 colours of a theme's scale, as [red, green, blue].
 const ramp = stops => Array.from({length: 256}, (_, i) => {
