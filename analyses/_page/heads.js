@@ -115,7 +115,7 @@ class HeadMaps {
   buildGrid() {
     const layers = [...new Set(this.heads.map(([layer]) => layer))].sort((a, b) => a - b);
     const columns = [...new Set(this.heads.map(([, head]) => head))].sort((a, b) => a - b);
-    this.size = Math.min(84, Math.max(26, Math.floor(WIDTH / columns.length) - 4));
+    this.size = Math.min(84, Math.max(20, Math.floor(WIDTH / columns.length) - 4));
     const grid = element("div", "grid");
     grid.style.gridTemplateColumns = `auto repeat(${columns.length}, ${this.size + 2}px)`;
     const label = (text, row, column) => {
