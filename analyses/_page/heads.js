@@ -140,9 +140,7 @@ class HeadMaps {
       grid.append(made);
       return made;
     });
-    const scroll = element("div", "scroll");
-    scroll.append(grid);
-    return scroll;
+    return grid;
   }
 
   buildLarge() {
@@ -257,7 +255,7 @@ class HeadMaps {
     this.plot.on("plotly_click", ({points: [point]}) => this.choose(point.y * this.block));
   }
   width() {
-    return Math.max(300, Math.min(640, this.section.clientWidth - 20));
+    return Math.max(300, Math.min(610, this.section.clientWidth - 20));
   }
   row() {
     const at = Math.floor(this.query / this.block);
