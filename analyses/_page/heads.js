@@ -66,6 +66,12 @@ class Kind {
     return Array.from({length: this.nLinks}, (_, i) => [this.linkKeys[from + i],
       this.linkValues[from + i]]).filter(([key]) => !this.causal || key <= query);
   }
+  // Exact numbers of a key: [[query, value], ...].
+  queries(head, key) {
+    const first = this.causal ? key : 0;
+    return Array.from({length: this.nTokens - first}, (_, i) => [first + i,
+      this.cell(head, first + i, key)]);
+  }
   fullColour(head) {
     if (this.limit !== null) return this.limit;
     let most = 0;
@@ -99,6 +105,13 @@ class HeadMaps {
     this.explanation = element("p", "explanation");
     maps.append(this.buildGrid(), this.buildLarge());
     this.stripTitle = element("h3", "");
+    // Pooled maps have the strongest keys of a query, not the strongest queries of a key.
+    this.looking = true;
+    this.turn = button("", "", () => {
+      this.looking = !this.looking;
+      this.drawQuery(this.query);
+    });
+    this.turn.hidden = this.block > 1;
     this.strip = element("p", "tokens attended");
     this.tokenButtons = this.tokens.map((token, place) => {
       const made = button("token", token || "∅", () => this.choose(place));
@@ -109,7 +122,8 @@ class HeadMaps {
     this.strip.append(...this.tokenButtons);
     this.strip.addEventListener("pointerleave", () => this.drawQuery(this.query));
     this.table = element("div", "scroll");
-    this.section.append(choose, this.explanation, maps, this.stripTitle, this.strip, this.table);
+    this.section.append(choose, this.explanation, maps, this.stripTitle, this.turn, this.strip,
+      this.table);
   }
 
   buildGrid() {
@@ -266,54 +280,53 @@ class HeadMaps {
     Plotly.relayout(this.plot, {shapes: this.row()});
   }
 
-  drawQuery(query) {
-    const {kind, head} = this, most = kind.fullColour(head);
-    const values = new Map(kind.keys(head, query));
-    const token = isolated(short(this.tokens[query], 30));
-    this.stripTitle.textContent =
-      `What ${token} (position ${this.positions[query]}) attends to in head ${this.names[head]}`;
-    this.tokenButtons.forEach((made, place) => {
-      const value = values.get(place);
+  // What a token attends to, or what attends to it: the tokens coloured, and a table.
+  drawQuery(place) {
+    const {kind, head, looking} = this, most = kind.fullColour(head);
+    const values = new Map(looking ? kind.keys(head, place) : kind.queries(head, place));
+    const name = `${isolated(short(this.tokens[place], 30))} (position ${this.positions[place]})`;
+    const where = `in head ${this.names[head]}`;
+    this.stripTitle.textContent = looking ? `What ${name} attends to ${where}`
+      : `What attends to ${name} ${where}`;
+    this.turn.textContent = looking ? "what attends to it" : "what it attends to";
+    this.tokenButtons.forEach((made, other) => {
+      const value = values.get(other);
       const [red, green, blue] = value === undefined ? [] : this.colour(value, most);
-      made.classList.toggle("query", place === query);
+      made.classList.toggle("query", other === place);
       made.classList.toggle("blank", value === undefined);
       made.style.background = value === undefined ? "" : `rgb(${red},${green},${blue})`;
       made.style.color = value === undefined ? ""
         : 0.299 * red + 0.587 * green + 0.114 * blue > 128 ? "#000" : "#fff";
     });
-    this.drawTable(query, values);
+    this.drawTable(place, values);
   }
 
-  drawTable(query, values) {
-    const all = this.block === 1 ? this.tokens.map((_, key) => key) : [...values.keys()];
-    // Keys the query may not look at matter only while some kind has a number for them.
-    const causal = this.kinds.every(kind => kind.causal);
-    let keys = all.filter(key => !causal || key <= query);
-    const few = keys.length <= MOST_ROWS;
-    if (!few || this.block > 1)
-      keys = keys.sort((a, b) => Math.abs(values.get(b) ?? 0) - Math.abs(values.get(a) ?? 0))
-        .slice(0, MOST_ROWS);
-    const kinds = this.block === 1 ? this.kinds : [this.kind];
+  drawTable(place, values) {
+    const size = other => Math.abs(values.get(other) ?? 0), exact = this.block === 1;
+    // Tokens that this kind has no number for are there when another kind has one.
+    const some = exact && !this.kinds.every(kind => kind.causal);
+    let others = some ? [...this.tokens.keys()] : [...values.keys()];
+    const all = others.length, few = exact && all <= MOST_ROWS;
+    if (!few) others = others.sort((a, b) => size(b) - size(a)).slice(0, MOST_ROWS);
+    const kinds = exact ? this.kinds : [this.kind];
     const table = document.createElement("table"), header = table.createTHead().insertRow();
-    for (const name of ["key", "token", ...kinds.map(kind => kind.name)])
+    for (const name of [this.looking ? "key" : "query", "token", ...kinds.map(kind => kind.name)])
       header.append(element("th", "", name));
     const body = table.createTBody();
-    for (const key of keys) {
-      const row = body.insertRow();
-      row.insertCell().textContent = this.positions[key];
-      row.insertCell().textContent = isolated(short(this.tokens[key], 40));
+    for (const other of others) {
+      const row = body.insertRow(), [query, key] = this.looking ? [place, other] : [other, place];
+      row.insertCell().textContent = this.positions[other];
+      row.insertCell().textContent = isolated(short(this.tokens[other], 40));
       for (const kind of kinds) {
+        const value = exact ? kind.cell(this.head, query, key) : values.get(other);
         const cell = row.insertCell();
         cell.className = "number";
-        if (this.block > 1) cell.textContent = digits(values.get(key));
-        else if (kind.causal && key > query) cell.textContent = "masked";
-        else cell.textContent = digits(kind.cell(this.head, query, key));
+        cell.textContent = Number.isNaN(value) ? "masked" : digits(value);
       }
     }
-    const shown = this.block > 1 || !few
-      ? element("p", "note", `The ${keys.length} strongest keys of ${query + 1}, by ${this.kind.name}.`)
-      : "";
-    this.table.replaceChildren(shown, table);
+    const note = few ? "" : `The ${others.length} strongest of ${exact ? all : place + 1}, by `
+      + `${this.kind.name}.`;
+    this.table.replaceChildren(element("p", "note", note), table);
   }
 
   save() {
