@@ -10,6 +10,7 @@ from hooks.edits import Ablate, Add, Edit, Patch, Scale
 from hooks.names import UnknownHookName, resolve, select
 from hooks.point import HookError, HookFunction, HookPoint
 from hooks.scope import Listeners, Tap
+from hooks.when import NewTokens, PromptTokens, Steps, When
 
 __all__ = [
     "Ablate",
@@ -20,10 +21,14 @@ __all__ = [
     "HookFunction",
     "HookPoint",
     "Listeners",
+    "NewTokens",
     "Patch",
+    "PromptTokens",
     "Scale",
+    "Steps",
     "Tap",
     "UnknownHookName",
+    "When",
     "load_edits",
     "resolve",
     "save_edits",

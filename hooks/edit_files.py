@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,10 @@ from torch import Tensor
 from hooks.cache import ActivationCache
 from hooks.edits import Ablate, Add, Edit, Intervention, Patch, Scale
 from hooks.names import UnknownHookName
+from hooks.when import NewTokens, PromptTokens, Steps, When
 
 _KINDS: Mapping[str, type[Edit]] = {kind.__name__: kind for kind in (Patch, Ablate, Scale, Add)}
+_WHENS: Mapping[str, type[When]] = {kind.__name__: kind for kind in (PromptTokens, NewTokens, Steps)}
 _HEADER = "hooked_gpt2_edits"
 
 
@@ -120,6 +122,8 @@ class Packed:
             return {"cache": self._source(edit, value)}
         if isinstance(value, tuple):
             return {"tuple": list(value)}
+        if isinstance(value, When):
+            return {"when": type(value).__name__, **asdict(value)}
         return value
 
     def _source(self, edit: Edit, cache: ActivationCache) -> int:
@@ -163,6 +167,8 @@ def unpack(edits: list[Any], caches: list[Any], tensors: Mapping[str, Tensor]) -
     def value(given: Any) -> Any:
         if not isinstance(given, dict):
             return given
+        if "when" in given:
+            return _WHENS[given["when"]](**{n: v for n, v in given.items() if n != "when"})
         if "tensor" in given:
             return tensors[given["tensor"]]
         return runs[given["cache"]] if "cache" in given else tuple(given["tuple"])

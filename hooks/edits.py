@@ -25,6 +25,7 @@ from torch import Tensor
 from hooks.cache import ActivationCache
 from hooks.names import nearest
 from hooks.point import HookPoint
+from hooks.when import When
 
 # The same for every prompt (a whole number or several), or one row per prompt (a tensor).
 Where = (
@@ -55,6 +56,8 @@ class Edit:
         key: of attention scores and patterns, which positions attended to, given as `pos` is. None
             is all, also those that the mask hides from a query: an `Ablate` of attention scores
             lets it look ahead.
+        when: while generating, at which tokens: `PromptTokens()`, `NewTokens()` or `Steps(a, b)`;
+            None: at all of them. Elsewhere there is nothing to choose from, and it is refused.
     """
 
     point: str | tuple
@@ -62,6 +65,7 @@ class Edit:
     head: Which = None
     neuron: Which = field(default=None, kw_only=True)
     key: Where = field(default=None, kw_only=True)
+    when: When | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         if type(self) is Edit:
@@ -70,6 +74,10 @@ class Edit:
             raise TypeError(
                 f"point is a hook name such as 'blocks.0.attn.hook_z' or ('z', 0), not "
                 f"{self.point!r}."
+            )
+        if self.when is not None and not isinstance(self.when, When):
+            raise TypeError(
+                f"when is PromptTokens(), NewTokens() or Steps(a, b), not {self.when!r}."
             )
         for name in ("pos", "key"):
             object.__setattr__(

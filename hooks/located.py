@@ -102,6 +102,20 @@ class LocatedEdit:
         else:
             view[index] = self._taken(self.values, which, example)
 
+    def until(self, end: int) -> "LocatedEdit":
+        """The same where there are no columns from `end` on: attention has no keys there."""
+        if self.keys is None:
+            return self
+        there = [keys < end for keys in self.keys]
+
+        def cut(columns: Columns) -> Columns:
+            return tuple(c[kept] for c, kept in zip(columns, there, strict=True))
+
+        values = self.values
+        if values is not None and values.keys is not None:
+            values = replace(values, keys=cut(values.keys))
+        return replace(self, keys=cut(self.keys), values=values)
+
     @cached_property
     def whole_source(self) -> Tensor | None:
         """All that the other run of a `Patch` has at the point, `batch pos ...` (`batch` may be
@@ -191,6 +205,9 @@ class Locator:
         sizes: how long the axes are, by name.
         mask: `batch pos`, True on real tokens.
         like: any tensor of the run, for its dtype and device.
+
+    Attributes:
+        real: per prompt, the columns in which its tokens are.
     """
 
     def __init__(
@@ -202,7 +219,7 @@ class Locator:
     ) -> None:
         self._points = points
         self._sizes = {**sizes, "one": 1}
-        self._real = real_columns(mask)
+        self.real = real_columns(mask)
         self._n_columns = mask.shape[1]
         self._dtype, self._device = like.dtype, like.device
         # What several edits share: sources moved to the device, means, draws.
@@ -223,6 +240,8 @@ class Locator:
         """
         if not isinstance(edit, Edit):
             raise TypeError(f"an edit is a Patch, Ablate, Scale or Add, not {edit!r}.")
+        if edit.when is not None:
+            raise ValueError(f"{edit!r}: when goes with generate(); nothing is generated here.")
         point = self._point(None if here else edit.point)
         attention = "query" in point.axes
         if edit.key is not None and not attention:
@@ -256,7 +275,7 @@ class Locator:
 
     def _columns(self, edit: Edit, name: str) -> Columns:
         where = getattr(edit, name)
-        return self._real if where is None else columns_of(where, self._real, f"{edit!r}: {name}")
+        return self.real if where is None else columns_of(where, self.real, f"{edit!r}: {name}")
 
     def _along(self, edit: Edit, name: str, axis: str) -> Tensor | None:
         which = getattr(edit, name)
@@ -294,7 +313,7 @@ class Locator:
         """Values that the user gave as a tensor, brought to the shape of the selection."""
         point = places.point
         self._check_dtype(edit, given, name)
-        along: dict[str, tuple[int, bool]] = {"batch": (len(self._real), False)}
+        along: dict[str, tuple[int, bool]] = {"batch": (len(self.real), False)}
         for axis in point.axes[1:]:
             which: Any = edit.neuron
             if axis in ("pos", "query", "key"):
@@ -335,7 +354,7 @@ class Locator:
         return _Values(
             tensor=position_first(value, point.axes),
             selected=True,
-            examples=np.arange(len(self._real)) % n_rows,
+            examples=np.arange(len(self.real)) % n_rows,
             columns=columns,
             keys=keys,
         )
@@ -343,7 +362,7 @@ class Locator:
     def _from_run(self, edit: Edit, places: LocatedEdit, source: Any) -> _Values:
         """Values at the same places of another run."""
         tensor, real = self._kept(edit, places.point, source)
-        n_prompts = len(self._real)
+        n_prompts = len(self.real)
         if len(tensor) not in (1, n_prompts):
             raise ValueError(
                 f"{edit!r}: the source holds {len(tensor)} prompts, there are {n_prompts}."
@@ -365,13 +384,13 @@ class Locator:
             if key not in self._shared:
                 tokens = torch.cat([tensor[i, own] for i, own in enumerate(real)])
                 self._shared[key] = tokens.mean(0)[None, None]
-            examples = np.zeros(len(self._real), dtype=np.int64)
+            examples = np.zeros(len(self.real), dtype=np.int64)
             # One position stands for all, so it does not matter which column is asked for.
             return _Values(self._shared[key], False, examples, places.columns, None)
         same = self._of_same_length(edit, real)
         if key not in self._shared:
             means: dict[int, Tensor] = {}
-            for own, rows in zip(self._real, same, strict=True):
+            for own, rows in zip(self.real, same, strict=True):
                 if len(own) not in means:
                     runs = [tensor[i, real[i]] for i in rows]
                     if attention:
@@ -386,7 +405,7 @@ class Locator:
                 row[:length, ..., : mean.shape[-1]] = mean
             self._shared[key] = (list(means), filled)
         lengths, filled = self._shared[key]
-        examples = np.array([lengths.index(len(own)) for own in self._real])
+        examples = np.array([lengths.index(len(own)) for own in self.real])
         return self._aligned(filled, tuple(map(np.arange, lengths)), examples, places)
 
     def _resampled(self, edit: Ablate, places: LocatedEdit, reference: Any) -> _Values:
@@ -403,8 +422,8 @@ class Locator:
     def _of_same_length(self, edit: Edit, real: Columns) -> list[np.ndarray]:
         """Per prompt, the reference prompts with as many tokens."""
         lengths = np.array([len(own) for own in real])
-        found = [np.flatnonzero(lengths == len(own)) for own in self._real]
-        for example, (own, rows) in enumerate(zip(self._real, found, strict=True)):
+        found = [np.flatnonzero(lengths == len(own)) for own in self.real]
+        for example, (own, rows) in enumerate(zip(self.real, found, strict=True)):
             if not len(rows):
                 raise ValueError(
                     f"{edit!r}: prompt {example} has {len(own)} tokens, the reference prompts have "
@@ -421,7 +440,7 @@ class Locator:
         def there(columns: Columns) -> Columns:
             # Which token of its prompt a column is, and in which column the other run has it.
             return tuple(
-                real[examples[i]][np.searchsorted(self._real[i], columns[i])]
+                real[examples[i]][np.searchsorted(self.real[i], columns[i])]
                 for i in range(len(columns))
             )
 
@@ -481,7 +500,7 @@ class Locator:
             )
 
     def _check_lengths(self, edit: Edit, real: Columns, examples: np.ndarray) -> None:
-        for example, own in enumerate(self._real):
+        for example, own in enumerate(self.real):
             theirs = real[examples[example]]
             if len(theirs) != len(own):
                 raise ValueError(

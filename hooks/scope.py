@@ -64,7 +64,7 @@ class _Station:
             except Exception as error:
                 error.add_note(f"in hook {describe(fn)} at {self.point.name!r}")
                 raise
-            value = own if answer is None else self._checked(answer, own, fn)
+            value = own if answer is None else check_answer(answer, own, fn, self.point)
         return value.clone()
 
     def _watch_gradient(self, value: Tensor) -> Tensor:
@@ -82,26 +82,31 @@ class _Station:
         def hook(gradient: Tensor) -> Tensor | None:
             mine = gradient.clone()
             answer = call(fn, mine, self.point)
-            return mine if answer is None else self._checked(answer, gradient, fn)
+            return mine if answer is None else check_answer(answer, gradient, fn, self.point)
 
         return hook
 
-    def _checked(self, answer: Any, expected: Tensor, fn: HookFunction) -> Tensor:
-        where = f"hook {describe(fn)} at {self.point.name!r}"
-        if not isinstance(answer, Tensor):
+def check_answer(answer: Any, expected: Tensor, fn: HookFunction, point: HookPoint) -> Tensor:
+    """What a hook returned.
+
+    Raises:
+        HookError: it is no tensor of the shape, dtype and device expected.
+    """
+    where = f"hook {describe(fn)} at {point.name!r}"
+    if not isinstance(answer, Tensor):
+        raise HookError(
+            f"{where} returned {type(answer).__name__}: expected a tensor of shape "
+            f"{tuple(expected.shape)} [{' '.join(point.axes)}], or None to keep it."
+        )
+    for what in ("shape", "dtype", "device"):
+        came, wanted = getattr(answer, what), getattr(expected, what)
+        if came != wanted:
+            came, wanted = (tuple(came), tuple(wanted)) if what == "shape" else (came, wanted)
             raise HookError(
-                f"{where} returned {type(answer).__name__}: expected a tensor of shape "
-                f"{tuple(expected.shape)} [{' '.join(self.point.axes)}], or None to keep it."
+                f"{where} returned a tensor of {what} {came}: expected {wanted}"
+                + (f" [{' '.join(point.axes)}]." if what == "shape" else ".")
             )
-        for what in ("shape", "dtype", "device"):
-            came, wanted = getattr(answer, what), getattr(expected, what)
-            if came != wanted:
-                came, wanted = (tuple(came), tuple(wanted)) if what == "shape" else (came, wanted)
-                raise HookError(
-                    f"{where} returned a tensor of {what} {came}: expected {wanted}"
-                    + (f" [{' '.join(self.point.axes)}]." if what == "shape" else ".")
-                )
-        return answer
+    return answer
 
 
 def _own_node(value: Tensor) -> Tensor:

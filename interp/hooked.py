@@ -15,16 +15,16 @@ from hooks.names import NameFilter
 from hooks.point import check_function
 from interp import points, processing, weights
 from interp.config import HookedGPT2Config
+from interp.generate import Generating
 from interp.kv_cache import KeyValueCache
 from interp.run import Output, ReturnType, Run, checked_run, known_arguments
 from interp.tokenizer import TokenBatch, Tokenizer
-from interp.views import WeightViews
 
 Hooks = Sequence[tuple[NameFilter, HookFunction]]
 Input = str | Sequence[str] | TokenBatch | Tensor
 
 
-class HookedGPT2(WeightViews):
+class HookedGPT2(Generating):
     """A GPT-2 in which every activation has a name, and can be read and replaced there.
 
     Make one with `from_pretrained`, `from_config` or `from_state_dict`. Weights are the

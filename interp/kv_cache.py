@@ -1,22 +1,42 @@
 """Keys and values of the tokens so far, so that a next forward pass computes only new tokens."""
 
+from collections.abc import Sequence
+
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.config import HookedGPT2Config
+
+# The first piece of memory, in positions; it doubles whenever it is full.
+_FIRST = 64
+
+Rows = int | slice | Sequence[int] | Int[Tensor, " row"] | Bool[Tensor, " batch"]
 
 
 class KeyValueCache:
     """Keys and values of every layer for the positions seen so far.
 
-    Memory for `capacity` positions is taken at once. `forward(tokens, past_kv_cache=cache)`
-    appends the new tokens, and only when the pass has ended well.
+    `forward(tokens, past_kv_cache=cache)` appends the new tokens, and only when the pass has ended
+    well. Memory grows by doubling, up to `capacity` positions.
+
+    Branches from one prefix:
+
+        cache = KeyValueCache.init_cache(model.cfg, model.device)
+        model(prefix, past_kv_cache=cache)
+        start = cache.lengths
+        branches = cache.fork(3)            # three rows, each with the prefix
+        model(three_tokens, past_kv_cache=branches)
+        branches.rewind(start)              # the prefix alone again
+
+    Prompts may differ in length: `mask` says which positions hold a token, and what holds none is
+    never attended to.
 
     Attributes:
-        keys, values: `layer batch head pos d_head`, all `capacity` positions.
-        mask: `batch pos`, False on padding, all `capacity` positions.
-        length: how many positions are filled.
+        keys, values: `layer batch head pos d_head`, the memory taken so far.
+        mask: `batch pos`, False where a prompt has no token; of the memory taken so far.
+        length: how many positions are filled, padding included.
+        capacity: how many there can be.
     """
 
     def __init__(
@@ -24,11 +44,13 @@ class KeyValueCache:
         keys: Float[Tensor, "layer batch head pos d_head"],
         values: Float[Tensor, "layer batch head pos d_head"],
         mask: Bool[Tensor, "batch pos"],
+        capacity: int | None = None,
     ) -> None:
         self.keys = keys
         self.values = values
         self.mask = mask
         self.length = 0
+        self.capacity = keys.shape[3] if capacity is None else capacity
 
     @classmethod
     def init_cache(
@@ -40,14 +62,164 @@ class KeyValueCache:
         dtype: torch.dtype = torch.float32,
         capacity: int | None = None,
     ) -> "KeyValueCache":
-        """An empty cache for `batch_size` prompts of up to `capacity` (default `n_ctx`) tokens."""
+        """An empty cache for `batch_size` prompts of up to `capacity` (default `n_ctx`) tokens.
+
+        Raises:
+            ValueError: a batch of no prompts, or a capacity that is not 1 to `n_ctx`.
+        """
         capacity = cfg.n_ctx if capacity is None else capacity
-        shape = (cfg.n_layers, batch_size, cfg.n_heads, capacity, cfg.d_head)
+        if batch_size < 1:
+            raise ValueError(f"batch_size is at least 1, not {batch_size}.")
+        if not 1 <= capacity <= cfg.n_ctx:
+            raise ValueError(f"capacity is 1 to n_ctx = {cfg.n_ctx}, not {capacity}.")
+        shape = (cfg.n_layers, batch_size, cfg.n_heads, min(capacity, _FIRST), cfg.d_head)
         return cls(
             torch.empty(shape, device=device, dtype=dtype),
             torch.empty(shape, device=device, dtype=dtype),
-            torch.ones(batch_size, capacity, device=device, dtype=torch.bool),
+            torch.ones(batch_size, shape[3], device=device, dtype=torch.bool),
+            capacity,
         )
+
+    # ---------------------------------------------------------------- what it holds
+
+    @property
+    def batch_size(self) -> int:
+        """How many prompts it is of."""
+        return self.keys.shape[1]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of each prompt, padding not counted."""
+        return self.mask[:, : self.length].sum(1).tolist()
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of memory taken so far."""
+        return self.keys.nbytes + self.values.nbytes + self.mask.nbytes
+
+    # ---------------------------------------------------------------- branching
+
+    def fork(self, copies: int = 1) -> "KeyValueCache":
+        """A cache in memory of its own, with every prompt `copies` times, copies of one prompt
+        next to each other.
+
+        Raises:
+            ValueError: `copies` is less than 1.
+        """
+        if copies < 1:
+            raise ValueError(f"copies is at least 1, not {copies}.")
+        rows = torch.arange(self.batch_size, device=self.mask.device)
+        return self._picked(rows.repeat_interleave(copies))
+
+    def rows(self, which: Rows) -> "KeyValueCache":
+        """A cache in memory of its own of some prompts, in the order asked for.
+
+        Args:
+            which: whole numbers (negative ones count from the end, one may come several times),
+                a slice, or a mask over the prompts.
+
+        Raises:
+            IndexError: a prompt that is not there, or none at all.
+        """
+        return self._picked(self._row_numbers(which))
+
+    def reorder(self, which: Rows) -> None:
+        """Put other prompts in the places of these: row `i` becomes what row `which[i]` was.
+
+        Raises:
+            IndexError: a prompt that is not there.
+            ValueError: not as many as there are prompts.
+        """
+        rows = self._row_numbers(which)
+        if len(rows) != self.batch_size:
+            raise ValueError(
+                f"reorder takes a row for each of the {self.batch_size} prompts, not {len(rows)} "
+                f"(rows() makes a cache of fewer or more)."
+            )
+        n = self.length
+        self.keys[:, :, :, :n] = self.keys[:, rows, :, :n]
+        self.values[:, :, :, :n] = self.values[:, rows, :, :n]
+        self.mask[:, :n] = self.mask[rows, :n]
+
+    def rewind(self, length: int | Sequence[int] | Int[Tensor, " batch"]) -> None:
+        """Forget all but the first `length` tokens of each prompt.
+
+        Args:
+            length: the same for all, or one per prompt (as `lengths` gave earlier); padding is
+                not counted.
+
+        Raises:
+            ValueError: more tokens than a prompt has, or not one number per prompt.
+        """
+        now = self.lengths
+        given = length.tolist() if isinstance(length, Tensor) else length
+        wanted = [given] * len(now) if isinstance(given, int) else list(given)
+        if len(wanted) != len(now):
+            raise ValueError(f"rewind got {len(wanted)} lengths for {len(now)} prompts.")
+        for row, (new, old) in enumerate(zip(wanted, now, strict=True)):
+            if not 0 <= new <= old:
+                raise ValueError(
+                    f"prompt {row} has {old} tokens in the cache: it can be rewound to 0 to {old}, "
+                    f"not to {new}."
+                )
+        mask = self.mask[:, : self.length]
+        first = torch.tensor(wanted, device=mask.device)[:, None]
+        mask &= mask.cumsum(1) <= first
+        filled = mask.any(0).nonzero()
+        self.length = int(filled[-1]) + 1 if len(filled) else 0
+
+    def reserve(self, positions: int) -> None:
+        """Take the memory for so many positions (at most `capacity`) at once."""
+        allocated = self.keys.shape[3]
+        positions = min(positions, self.capacity)
+        if positions > allocated:
+            self.keys, self.values = (
+                self._larger(old, 3, positions) for old in (self.keys, self.values)
+            )
+            self.mask = self._larger(self.mask, 1, positions)
+
+    def _larger(self, old: Tensor, dim: int, size: int) -> Tensor:
+        shape = list(old.shape)
+        shape[dim] = size
+        # A tensor made under `inference_mode` could not be written to outside of it.
+        with torch.inference_mode(False), torch.no_grad():
+            new = old.new_empty(shape)
+            new.narrow(dim, 0, self.length).copy_(old.narrow(dim, 0, self.length))
+        return new
+
+    def _row_numbers(self, which: Rows) -> Int[Tensor, " row"]:
+        every = torch.arange(self.batch_size)
+        if isinstance(which, slice):
+            rows = every[which]
+        else:
+            rows = torch.as_tensor(which, device="cpu").reshape(-1)
+            if rows.dtype == torch.bool:
+                if len(rows) != len(every):
+                    raise IndexError(f"a mask of {len(rows)} does not fit {len(every)} prompts.")
+                rows = rows.nonzero()[:, 0]
+            for row in rows.tolist():
+                if not -len(every) <= row < len(every):
+                    raise IndexError(
+                        f"prompt {row} is out of range: the cache holds {len(every)}, "
+                        f"0 to {len(every) - 1} (or -{len(every)} to -1)."
+                    )
+        if not len(rows):
+            raise IndexError(f"{which} picks none of the {len(every)} prompts.")
+        return (rows % len(every)).to(self.mask.device)
+
+    def _picked(self, rows: Int[Tensor, " row"]) -> "KeyValueCache":
+        # At least one position of memory, for an empty cache: doubling nothing gives nothing.
+        n = max(1, self.length)
+        picked = KeyValueCache(
+            self.keys[:, :, :, :n].index_select(1, rows),
+            self.values[:, :, :, :n].index_select(1, rows),
+            self.mask[:, :n].index_select(0, rows),
+            self.capacity,
+        )
+        picked.length = self.length
+        return picked
+
+    # ---------------------------------------------------------------- in a forward pass
 
     def extend(
         self,
@@ -60,18 +232,21 @@ class KeyValueCache:
         Nothing counts as filled until `commit`. Gradients reach the new ones only.
         """
         start, end = self.length, self.length + k.shape[2]
-        self.keys[layer, :, :, start:end] = k.detach()
-        self.values[layer, :, :, start:end] = v.detach()
+        if end > self.keys.shape[3]:
+            self.reserve(max(end, 2 * self.keys.shape[3]))
+        keys, values = self.keys[layer], self.values[layer]
+        keys.narrow(2, start, end - start).copy_(k.detach())
+        values.narrow(2, start, end - start).copy_(v.detach())
         if k.requires_grad or v.requires_grad:
             # The next pass writes into this memory, so the graph gets a copy of what was there.
-            k = torch.cat([self.keys[layer, :, :, :start], k], dim=2)
-            v = torch.cat([self.values[layer, :, :, :start], v], dim=2)
+            k = torch.cat([keys.narrow(2, 0, start), k], dim=2)
+            v = torch.cat([values.narrow(2, 0, start), v], dim=2)
             return k, v
-        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+        return keys.narrow(2, 0, end), values.narrow(2, 0, end)
 
     def commit(self, mask: Bool[Tensor, "batch pos"]) -> None:
         """Count the positions of `mask` (old and new together) as filled."""
-        self.mask[:, : mask.shape[1]] = mask
+        self.mask[:, self.length : mask.shape[1]] = mask[:, self.length :]
         self.length = mask.shape[1]
 
     def check(self, cfg: HookedGPT2Config, batch_size: int, new: int, weights: Tensor) -> None:
@@ -81,7 +256,7 @@ class KeyValueCache:
             weights: any of the model's, for its dtype and device.
         """
         dtype, device = weights.dtype, weights.device
-        layers, batch, heads, capacity, d_head = self.keys.shape
+        layers, batch, heads, _, d_head = self.keys.shape
         if (layers, heads, d_head) != (cfg.n_layers, cfg.n_heads, cfg.d_head):
             raise ValueError(
                 f"past_kv_cache is of a model with {layers} layers of {heads} heads of {d_head}, "
@@ -89,10 +264,10 @@ class KeyValueCache:
             )
         if batch != batch_size:
             raise ValueError(f"past_kv_cache holds {batch} prompts, the tokens are {batch_size}.")
-        if self.length + new > capacity:
+        if self.length + new > self.capacity:
             raise ValueError(
-                f"past_kv_cache has room for {capacity} positions: {self.length} are filled and "
-                f"{new} more came."
+                f"past_kv_cache has room for {self.capacity} positions: {self.length} are filled "
+                f"and {new} more came."
             )
         if self.keys.dtype != dtype or self.keys.device != device:
             raise ValueError(
@@ -101,5 +276,5 @@ class KeyValueCache:
             )
 
     def __repr__(self) -> str:
-        layers, batch, _, capacity, _ = self.keys.shape
-        return f"KeyValueCache(layers={layers}, batch={batch}, pos={self.length} of {capacity})"
+        layers, batch = self.keys.shape[:2]
+        return f"KeyValueCache(layers={layers}, batch={batch}, pos={self.length} of {self.capacity})"

@@ -6,7 +6,7 @@ and values in one matrix, `x @ W`), stacked over layers. Activations are `batch 
 This file computes; [`interp.hooked`][] is what a user holds.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
@@ -64,7 +64,8 @@ class Visibility:
     Attributes:
         positions: index into the positional embedding.
         mask: True on real tokens, earlier ones (of a key/value cache) included.
-        allowed: True where a query may look at a key; None means: at itself and all before it.
+        allowed: True where a query may look at a key; None means: at itself and all before it,
+            the queries being the last of the positions.
     """
 
     positions: Int[Tensor, "#batch pos"]
@@ -81,7 +82,7 @@ class Visibility:
         n_keys = mask.shape[1]
         if not padded:
             positions = torch.arange(n_keys - n_new, n_keys, device=mask.device)[None]
-            if n_new == n_keys:
+            if n_new in (1, n_keys):
                 return Visibility(positions, mask, None)
         else:
             positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -n_new:]
@@ -171,7 +172,8 @@ class GPT2(nn.Module):
         allowed: Bool[Tensor, "#batch 1 query key"] | None,
         at: Tap,
     ) -> Float[Tensor, "batch query head d_head"]:
-        """What each query gathers from the keys it may look at (None: itself and all before)."""
+        """What each query gathers from the keys it may look at (None: itself and all before, the
+        queries being the last positions)."""
         cfg = self.cfg
         scale = cfg.d_head**-0.5 if cfg.scale_attn_weights else 1.0
         if cfg.scale_attn_by_inverse_layer_idx:
@@ -181,7 +183,9 @@ class GPT2(nn.Module):
             q, k = (q.float(), k.float()) if upcast else (q, k)
             scores = _attention_scores(q, k, scale)
             if allowed is None:
-                future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+                n_query, n_key = scores.shape[-2:]
+                future = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device)
+                future = future.triu(1 + n_key - n_query)
                 scores = at("attn.hook_attn_scores", scores.masked_fill_(future, -torch.inf))
                 pattern = scores.softmax(-1).to(v.dtype)
             else:
@@ -192,8 +196,10 @@ class GPT2(nn.Module):
                 pattern = pattern.masked_fill(nowhere, 0.0)
             z = at("attn.hook_pattern", pattern) @ v
         else:
+            # Causal in torch: query i sees the first i + 1 keys. A single query here is the last.
+            causal = allowed is None and q.shape[2] > 1
             z = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=allowed, is_causal=allowed is None, scale=scale
+                q, k, v, attn_mask=allowed, is_causal=causal, scale=scale
             )
         return z.transpose(1, 2)  # batch head query d_head -> batch query head d_head
 
@@ -299,6 +305,7 @@ class GPT2(nn.Module):
         unembed: bool,
         past: KeyValueCache | None,
         frozen: bool,
+        blocks: Sequence[tuple[int, BlockWeights]] | None = None,
     ) -> Tensor:
         """From tokens (or the residual that enters block `start_at_layer`) to logits (or the
         residual that enters block `stop_at_layer`, or without `unembed` what the final layer norm
@@ -308,6 +315,7 @@ class GPT2(nn.Module):
             input: `batch pos` tokens, or, with `start_at_layer` > 0 or a floating dtype, a
                 residual `batch pos d_model`.
             frozen: leave the weights out of the autograd graph.
+            blocks: what `block_weights` gave for these layers, for who runs many short passes.
         """
         at = listeners.within("")
         if input.is_floating_point():
@@ -315,7 +323,9 @@ class GPT2(nn.Module):
         else:
             residual = self.embed(input, visible.positions, at, frozen)
         stop = self.cfg.n_layers if stop_at_layer is None else stop_at_layer
-        for layer, weights in self.block_weights(start_at_layer, stop, frozen=frozen):
+        if blocks is None:
+            blocks = list(self.block_weights(start_at_layer, stop, frozen=frozen))
+        for layer, weights in blocks:
             inside = listeners.within(f"blocks.{layer}.")
             residual = self.block(layer, residual, weights, inside, visible, past)
         if stop_at_layer is not None:

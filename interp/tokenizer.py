@@ -305,6 +305,26 @@ class Tokenizer:
         """The string of one token, as [`to_str_tokens`][] shows it."""
         return self._to_strings([token])[0]
 
+    @property
+    def is_byte_level(self) -> bool:
+        """Whether every token is a sequence of bytes, which `to_bytes` gives."""
+        return self._is_byte_level
+
+    def to_bytes(self, token: int) -> bytes:
+        """The bytes of one token of a byte-level tokenizer: those of several, joined, are the text
+        in UTF-8.
+
+        Raises:
+            TokenizerError: an id that is no token.
+        """
+        self._check_ids([token])
+        if token >= self.vocab_size:
+            return self._show(token).encode()
+        string = self.backend.id_to_token(token) or ""
+        if all(char in _CHAR_TO_BYTE for char in string):
+            return bytes(_CHAR_TO_BYTE[char] for char in string)
+        return string.encode()
+
     # ------------------------------------------------------------------ how
 
     def _encode(
