@@ -85,12 +85,7 @@ class Loop:
             tokens = tokens.where(alive, plan.pad_id)
             own, filtered = (x.masked_fill(~alive, torch.nan) for x in (own, filtered))
         ids, numbers = tokens.tolist(), own.tolist()
-        for row, number in enumerate(numbers):
-            if real[row] and number != number:
-                raise ValueError(
-                    f"the logits that predict new token {step} of row {row} are not finite: "
-                    f"a hook or an edit made them so."
-                )
+        refuse_nan([n for n, on in zip(numbers, real, strict=True) if on], step)
         pieces = [self._text(row, id) if real[row] else "" for row, id in enumerate(ids)]
         self._end_rows(step, ids, real, pieces)
         self._real.append(real)
@@ -144,6 +139,15 @@ class Loop:
             torch.stack([one.filtered_log_probs for one in self._told], dim=1),
             stopped,
             tuple(self._strings),
+        )
+
+
+def refuse_nan(numbers: Sequence[float], step: int) -> None:
+    """Raise ValueError if what a new token is chosen by is not a number."""
+    if any(number != number for number in numbers):
+        raise ValueError(
+            f"the logits that predict new token {step} are not finite: a hook, an edit, or the "
+            f"dtype made them so."
         )
 
 

@@ -154,6 +154,8 @@ def plan(
     if past is not None and not settings.use_past_kv_cache:
         raise ValueError("past_kv_cache is given, but use_past_kv_cache=False.")
     names = [] if record is None else select(record, list(model.hook_dict))
+    if settings.num_beams > cfg.d_vocab:
+        raise ValueError(f"num_beams={settings.num_beams} is more than d_vocab = {cfg.d_vocab}.")
     stop_ids = _stop_ids(cfg, tokenizer, settings)
     edits = [edits] if isinstance(edits, Edit) else list(edits)
     # The last new token is read only if what it does is recorded.
