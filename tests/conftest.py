@@ -7,7 +7,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -157,3 +157,16 @@ def mini():
     from interp import HookedGPT2
 
     return HookedGPT2.from_pretrained("mini")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium (`_browser.Browser`), started when the first test asks for it."""
+    from _browser import Browser, BrowserMissing
+
+    try:
+        running = Browser()
+    except BrowserMissing as error:
+        pytest.skip(str(error))
+    with running:
+        yield running
