@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +18,8 @@ from analyses._attention_matrices import MATRICES, checked_matrix
 from analyses._head_names import Head, checked_heads, checked_layers
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import pandas as pd
     import plotly.graph_objects as go
 
@@ -57,7 +59,7 @@ class AttentionMaps(ABC):
         """Per prompt, its tokens as strings; the names go before `query_token` and `key_token`."""
 
     @abstractmethod
-    def _restricted(self, index: Sequence[int], slots: Sequence[int]) -> Self:
+    def _restricted(self, index: Sequence[int], slots: Sequence[int]) -> "Self":
         """The same of some heads and positions, by their places on the axes."""
 
     @abstractmethod
@@ -147,7 +149,7 @@ class AttentionMaps(ABC):
         layers: int | Sequence[int] | None = None,
         heads: Any = None,
         positions: int | Sequence[int] | None = None,
-    ) -> Self:
+    ) -> "Self":
         """Some heads and some positions only.
 
         Args:
@@ -266,16 +268,19 @@ class AttentionMaps(ABC):
         sides = [c for axis in ("query", "key") for c in (axis, *(t.format(axis) for t in tokens))]
         return pd.DataFrame(rows, columns=["layer", "head", "rank", *sides, matrix])
 
-    def busiest(self) -> Head:
-        """The head with most to see: the one whose queries give most, at best, to another token
-        than the first and themselves (in a difference: whose patterns differ most)."""
+    def busiest(self) -> tuple[Head, ...]:
+        """The heads, those with most to see first.
+
+        That is: whose queries give most, at best and on average over queries, to one token other
+        than the first and themselves; in a difference, whose patterns differ most.
+        """
         values = self.matrix("pattern").abs()
         if not self.signed:
-            # Of the rest at each query the largest; what a prompt of one or two tokens has none of.
             other = self.shown & ~torch.eye(len(self.positions), dtype=torch.bool)
             other[:, 0] &= self.positions[0] != 0
             values = values * other
-        return self.heads[int(values.nan_to_num(0.0).amax(-1).mean(-1).argmax())]
+        most = values.nan_to_num(0.0).amax(-1).mean(-1)
+        return tuple(self.heads[i] for i in most.argsort(descending=True, stable=True).tolist())
 
     # -------------------------------------------------------------- pictures
 
@@ -304,7 +309,7 @@ class AttentionMaps(ABC):
             return views.montage(self, checked_matrix(matrix))
         return views.head_map(self, self.index(head), checked_matrix(matrix))
 
-    def hashed(self, model: "HookedGPT2", call: str | None = None) -> Self:
+    def hashed(self, model: "HookedGPT2", call: str | None = None) -> "Self":
         """The same with the hash of the model's weights in its provenance (reads all of them
         once), and with the call that made it where one is given."""
         return replace(self, provenance=self.provenance.with_weights(model, call))

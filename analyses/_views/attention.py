@@ -30,6 +30,11 @@ def bos_note(prepend_bos: bool | None) -> str:
     return f"<|endoftext|> {'' if prepend_bos else 'not '}prepended"
 
 
+def count(n: int, what: str) -> str:
+    """`1 token`, `2 tokens`."""
+    return f"{n} {what}{'s'[: n != 1]}"
+
+
 def token_labels(result: "AttentionMaps", width: int | None = None) -> list[str]:
     """The tokens at `result.positions`, for reading; of a difference both where they differ."""
     labels = []
@@ -220,21 +225,20 @@ def difference_repr(result: "AttentionDifference") -> str:
 
 def _heads_line(result: "AttentionMaps") -> str:
     n = len(result.heads)
-    if n == result.n_layers * result.n_heads:
-        return f"all {n} heads"
-    return f"{n} head{'s'[: n != 1]}"
+    every = n == result.n_layers * result.n_heads
+    return f"{'all ' if every else ''}{count(n, 'head')}"
 
 
 def _tokens_line(result: "AttentionMaps") -> str:
-    n, kept = result.n_tokens, len(result.positions)
-    tokens = f"{n} token{'s'[: n != 1]}"
-    return tokens if kept == n else f"{kept} of {tokens}"
+    tokens, kept = count(result.n_tokens, "token"), len(result.positions)
+    return tokens if kept == result.n_tokens else f"{kept} of {tokens}"
 
 
 def _best_lines(result: "AttentionMaps", most: int = 5) -> list[str]:
     """The strongest links of a few heads."""
     lines = []
-    for head in result.heads[:most]:
+    some = result.heads if len(result.heads) <= most else result.busiest()[:most]
+    for head in some:
         one = result.select(heads=head)
         links = [link_text(row, "pattern", result) for row in one.links(2).to_dict("records")]
         lines.append(f"  {head}: {'; '.join(links) or 'no link but to the first token'}")
@@ -279,7 +283,7 @@ def show(
     prompts = [result] if one else [result.first, result.second]  # type: ignore[attr-defined]
     for prompt, what in zip(prompts, ("",) if one else ("first: ", "second: "), strict=True):
         note = bos_note(prompt.prepend_bos)
-        console.print(f"{what}{prompt.n_tokens} tokens ({note}):", style="dim")
+        console.print(f"{what}{count(prompt.n_tokens, 'token')} ({note}):", style="dim")
         console.print(" ".join(map(cli.visible, prompt.str_tokens)), soft_wrap=True)
         if prompt.hooked:
             console.print(f"functions listened at {', '.join(prompt.hooked)}")

@@ -1,7 +1,233 @@
-"""The page of attention results."""
+"""The page of attention results: maps of all heads, the steps of one, the strongest links."""
 
-from analyses import report
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from analyses import cli, report
+from analyses._attention_matrices import MATRICES
+from analyses._views import attention as views
+
+if TYPE_CHECKING:
+    from analyses._attention_maps import AttentionMaps
+    from analyses._attention_result import AttentionDifference, AttentionPatterns
+    from analyses._head_names import Head
+
+    Result = AttentionPatterns | AttentionDifference
+
+# Kinds of maps, the most important first: where a page cannot hold all, the last are left out.
+_MAPS = ("pattern", "output_weighted", "value_weighted", "raw_scores", "scaled_scores")
+# A table of steps with more keys than this is not followed any more.
+_MOST_STEPS = 24
+_MOST_MASKED = 2
 
 
-def page(named, *, matrix="pattern", top_k=3, skip_first=True):
-    return report.Page("x")
+def page(
+    results: "Sequence[tuple[str, Result]]",
+    *,
+    matrix: str = "pattern",
+    top_k: int = 3,
+    skip_first: bool = True,
+) -> report.Page:
+    """A page of one or several results, each with a name (of a file, say), or "" for none.
+
+    Args:
+        results: names and results.
+        matrix: what the table of links is of.
+        top_k: how many links per head.
+        skip_first: leave links to position 0 out of the table.
+    """
+    first = results[0][1]
+    page = report.Page(
+        f"Attention: {first.provenance.model}",
+        "Where every head looks. A row of a map is a query, a column a key; a query attends to "
+        "itself and to what is before it. Heads are written layer.head. Blanks are shown as ·, "
+        "line ends as ⏎.",
+    )
+    for name, result in results:
+        page.heading(name or ("Two prompts" if result.signed else "Prompt"))
+        _add_prompts(page, result)
+        shown, query = _worth_seeing(result)
+        _add_maps(page, result, shown, query)
+        _add_steps(page, result, shown, query)
+        _add_links(page, result, matrix, top_k, skip_first)
+    page.provenance(first.provenance)
+    return page
+
+
+def _worth_seeing(result: "Result") -> "tuple[Head, int]":
+    """A head and a query to begin with: in the second half of the prompt, where there is a choice
+    of keys, the query that gives most to one key other than the first."""
+    head = result.busiest()[0]
+    values = result.head(head).abs().masked_fill(~result.shown, 0.0)
+    if result.positions[0] == 0:
+        values[:, 0] = 0.0
+    half = len(values) // 2
+    return head, result.positions[half + int(values[half:].amax(-1).argmax())]
+
+
+def _prompts(result: "Result") -> "list[tuple[str, AttentionPatterns]]":
+    from analyses._attention_result import AttentionDifference
+
+    if isinstance(result, AttentionDifference):
+        return [("First: ", result.first), ("Second: ", result.second)]
+    return [("", result)]
+
+
+def _add_prompts(page: report.Page, result: "Result") -> None:
+    for what, prompt in _prompts(result):
+        page.tokens([cli.visible(one) for one in prompt.str_tokens], prompt.prepend_bos is True)
+        note = (
+            f"{what}{views.count(prompt.n_tokens, 'token')}, {views.bos_note(prompt.prepend_bos)}."
+        )
+        if prompt.hooked:
+            note += (
+                f" Functions listened at {', '.join(prompt.hooked)}: all numbers are of the run "
+                "with them."
+            )
+        page.text(note)
+    if len(result.positions) < result.n_tokens:
+        page.text(
+            f"Queries and keys: positions {', '.join(map(str, result.positions))} only. What a "
+            "query gives to the others is not shown, so a row of a pattern may add up to less "
+            "than 1."
+        )
+
+
+def _add_maps(page: report.Page, result: "Result", shown: "Head", query: int) -> None:
+    kinds = []
+    for name in _MAPS:
+        kind = MATRICES[name]
+        limit = None
+        if name == "pattern":
+            limit = 1.0
+            if result.signed:
+                limit = float(result.matrix(name).abs().nan_to_num(0.0).max()) or 1.0
+        kinds.append(
+            report.MapKind(
+                kind.title,
+                lambda name=name: result.matrix(name),
+                explanation=_explained(result, name),
+                limit=limit,
+                signed=kind.signed or result.signed,
+                causal=kind.causal,
+            )
+        )
+    notes = {}
+    shares = [None] * len(result.heads) if result.signed else views.rest(result)  # type: ignore[arg-type]
+    for head, share in zip(result.heads, shares, strict=True):
+        if share is not None:
+            notes[(head.layer, head.head)] = f"{100 * share:.0f} % rests on the first token"
+    maps = report.HeadMaps(
+        heads=[(head.layer, head.head) for head in result.heads],
+        tokens=views.token_labels(result),
+        kinds=kinds,
+        positions=result.positions,
+        notes=notes,
+        chosen=(shown.layer, shown.head),
+        query=result.slot(query),
+    )
+    page.head_maps(maps)
+
+
+def _explained(result: "Result", name: str) -> str:
+    text = MATRICES[name].explanation
+    text = text[0].upper() + text[1:] + "."
+    return f"First prompt minus second. {text}" if result.signed else text
+
+
+# ------------------------------------------------------------------ the steps
+
+
+def _add_steps(page: report.Page, result: "Result", head: "Head", query: int) -> None:
+    from analyses._attention_result import AttentionPatterns
+
+    if not isinstance(result, AttentionPatterns):
+        return
+    steps = result.steps(head, query)
+    rows, note = _worth_following(steps, query)
+    scale = float(result.scale[result.index(head)])
+    at = views.label(result, result.slot(query))
+    page.text(
+        f"Step by step, head {head} at query {at}: the product of its query with each key; times "
+        f"{scale:.4g}; -∞ where the key is after the query; e to the power of what that lies "
+        "below the largest; its share of the sum (softmax). What a share moves is as long as the "
+        "value vector, and in the residual stream as long as v W_O makes it. " + note
+    )
+    altered = bool(((steps["pattern"] - steps["softmax"]).abs() > 1e-3).any())
+    headers = ["key", "q·k", f"× {scale:.4g}", "masked", "exp", "softmax"]
+    if altered:
+        headers.append("pattern used")
+    headers += ["‖v‖", "pattern × ‖v‖", "‖v W_O‖", "pattern × ‖v W_O‖"]
+    table = []
+    largest = {
+        name: max(map(abs, steps[name].tolist())) or 1.0
+        for name in ("value_weighted", "output_weighted")
+    }
+    for row in rows.to_dict("records"):
+        table.append(_step_cells(row, largest, altered))
+    page.table(headers, table)
+
+
+def _step_cells(
+    row: dict[str, Any], largest: dict[str, float], altered: bool
+) -> list[str | report.Shaded]:
+    def shaded(name: str, text: str, limit: float = 1.0) -> report.Shaded:
+        return report.Shaded(text, abs(row[name]) / limit)
+
+    cells: list[str | report.Shaded] = [
+        f"{row['key']} {cli.visible(row['token'])}",
+        f"{row['q_dot_k']:.2f}",
+        f"{row['scaled']:.3f}",
+        "-∞" if row["masked"] == -math.inf else f"{row['masked']:.3f}",
+        f"{row['exp']:.4f}",
+        shaded("softmax", f"{row['softmax']:.4f}"),
+    ]
+    if altered:
+        cells.append(shaded("pattern", f"{row['pattern']:.4f}"))
+    cells.append(f"{row['value_norm']:.2f}")
+    cells.append(
+        shaded("value_weighted", f"{row['value_weighted']:.3f}", largest["value_weighted"])
+    )
+    cells.append(f"{row['output_norm']:.2f}")
+    text = f"{row['output_weighted']:.3f}"
+    cells.append(shaded("output_weighted", text, largest["output_weighted"]))
+    return cells
+
+
+def _worth_following(steps: Any, query: int) -> tuple[Any, str]:
+    """The rows to show, and a sentence that says what was left out."""
+    before, after = steps[steps["key"] <= query], steps[steps["key"] > query]
+    masked = after.head(_MOST_MASKED)
+    notes = []
+    if len(before) > _MOST_STEPS:
+        notes.append(
+            f"Of {len(before)} keys up to the query the {_MOST_STEPS} with the largest share."
+        )
+        before = before.sort_values("pattern", ascending=False).head(_MOST_STEPS).sort_index()
+    if len(after) > len(masked):
+        notes.append(
+            f"Of {len(after)} keys after the query the first {len(masked)}, the others being "
+            "masked alike."
+        )
+    import pandas as pd
+
+    return pd.concat([before, masked]), " ".join(notes)
+
+
+# ------------------------------------------------------------------ the links
+
+
+def _add_links(
+    page: report.Page, result: "AttentionMaps", matrix: str, top_k: int, skip_first: bool
+) -> None:
+    note = views.links_note(result, matrix, skip_first=skip_first)
+    page.text(note[0].upper() + note[1:] + ". A click on a head opens it above.")
+    labels, columns = views.links_columns(result, top_k, matrix, skip_first)
+    rows = []
+    for head, *cells in zip(result.heads, *(c.cells for c in [*labels[1:], *columns]), strict=True):
+        row: list[str | report.Shaded] = [report.Shaded(str(head), math.nan, opens=str(head))]
+        for cell in cells:
+            row.append(cell.text if cell.shade is None else report.Shaded(cell.text, cell.shade))
+        rows.append(row)
+    page.table([column.header for column in [*labels, *columns]], rows)
