@@ -83,9 +83,7 @@ TARGETS: Mapping[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def checked_scores(
-    scores: str | Sequence[str] | Mapping[str, Any] | None,
-) -> dict[str, Target]:
+def checked_scores(scores: Any) -> dict[str, Target]:
     """The targets asked for, by the name of their score.
 
     Raises:

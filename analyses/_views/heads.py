@@ -21,11 +21,13 @@ EXPLANATIONS = {
     "previous_token": "attention to the token before",
     "current_token": "attention to the token itself",
     "first_token": "attention to the first token, where heads rest",
-    "duplicate_token": "attention to earlier occurrences of the same token",
-    "induction": "attention to what came after earlier occurrences of the same token",
+    "duplicate_token": "attention to the same token earlier",
+    "induction": "attention to what followed the same token earlier",
 }
 
 _PAGE_WIDTH = 1340
+_BETWEEN, _BETWEEN_ROWS = 30, 104  # heat maps, with what stands beside and under them
+_MARGINS = 170  # to the left and right of them, with the colour bar
 _MOST_GRID = 60  # a terminal shows no larger grid than this
 _MOST_TOKENS = 100  # prompts are written out until there are more
 _MOST_ROWS = 40  # of the table on a page
@@ -60,21 +62,23 @@ def heat_maps(panels: "Mapping[str, tuple[Tensor, Tensor | None]]", unit: str) -
 
     n_layers, n_heads = next(iter(panels.values()))[0].shape
     # Wide enough for a number where there are few heads.
-    cell = next((wide for most, wide in ((8, 42), (12, 34), (25, 20)) if n_heads <= most), 14)
-    words = cell >= 34 and n_layers <= 48
+    cell = next((wide for most, wide in ((8, 34), (12, 30), (25, 18)) if n_heads <= most), 14)
+    words = cell >= 30 and n_layers <= 48
     tall = 24 if words else 16 if n_layers <= 32 else 12
-    columns = max(1, min(len(panels), (_PAGE_WIDTH - 100) // (n_heads * cell + 50)))
+    columns = max(
+        1, min(len(panels), (_PAGE_WIDTH - _MARGINS + _BETWEEN) // (n_heads * cell + _BETWEEN))
+    )
     rows = -(-len(panels) // columns)
     # Plotly counts gaps as shares of the whole.
     inner = tall * n_layers
-    height = rows * inner + (rows - 1) * 84
-    width = columns * n_heads * cell + (columns - 1) * 50
+    height = rows * inner + (rows - 1) * _BETWEEN_ROWS
+    width = columns * n_heads * cell + (columns - 1) * _BETWEEN
     chosen = make_subplots(
         rows=rows,
         cols=columns,
         shared_yaxes=True,
-        horizontal_spacing=50 / width if columns > 1 else 0.0,
-        vertical_spacing=84 / height if rows > 1 else 0.0,
+        horizontal_spacing=_BETWEEN / width if columns > 1 else 0.0,
+        vertical_spacing=_BETWEEN_ROWS / height if rows > 1 else 0.0,
         subplot_titles=[report.plotly_text(name) for name in panels],
     )
     most = max([1.0, *(float(values.nan_to_num(0.0).max()) for values, _ in panels.values())])
@@ -94,7 +98,7 @@ def heat_maps(panels: "Mapping[str, tuple[Tensor, Tensor | None]]", unit: str) -
                 if words
                 else None,
                 texttemplate="%{text}" if words else None,
-                textfont={"size": 11 if cell > 34 else 10},
+                textfont={"size": 10},
                 hovertemplate=hover
                 + ("<br>standard error %{customdata:.2g}" if several else "")
                 + "<extra></extra>",
@@ -116,6 +120,7 @@ def heat_maps(panels: "Mapping[str, tuple[Tensor, Tensor | None]]", unit: str) -
         chosen.update_yaxes(
             tickvals=list(range(0, n_layers, 1 if tall >= 16 else 4)),
             title="layer" if index % columns == 0 else None,
+            autorange="reversed",  # layer 0 on top, as in the maps of attention
             showgrid=False,
             row=row,
             col=col,
@@ -123,7 +128,7 @@ def heat_maps(panels: "Mapping[str, tuple[Tensor, Tensor | None]]", unit: str) -
     chosen.update_layout(
         template=report.template(),
         height=height + 120,
-        width=width + 170,
+        width=width + _MARGINS,
         margin={"l": 60, "r": 10, "t": 50, "b": 60},
     )
     chosen.update_annotations(font={"size": 14})
@@ -166,12 +171,12 @@ def ranks(found: "HeadScores", k: int) -> list[Rank]:
     meanings = {name: explanation(name) for name in found.names}
     if found.ablation is not None:
         meanings["ablation"] = (
-            f"nats lost on the second copy of repeated random tokens ({found.ablation.kind})"
+            f"nats lost without the head ({found.ablation.kind}), on random tokens twice"
         )
     if found.copying is not None:
         top, n = found.copying.top_k, len(found.copying.tokens)
-        meanings["copying"] = f"share of {n} tokens among the {top} that its output raises most"
-        meanings["negative_copying"] = f"share among the {top} that its output lowers most"
+        meanings["copying"] = f"share of {n} tokens in the top {top} of its output"
+        meanings["negative_copying"] = f"share in the bottom {top} of its output"
     rows = []
     for name, meaning in meanings.items():
         heads = [head for head in found.ranked(name)[:k] if float(measures[name][head])]
@@ -189,9 +194,7 @@ def queries(found: "HeadScores", name: str) -> str:
     if not total:
         return "no query has a target"
     text = f"{total} quer{'y' if total == 1 else 'ies'}"
-    if len(counts) == 1:
-        return text
-    return f"{text} of {n} prompts" if n == len(counts) else f"{text} of {n} of {len(counts)}"
+    return text if n == len(counts) else f"{text} of {n} of {len(counts)} prompts"
 
 
 def listed(found: "HeadScores", k: int) -> "list[Head]":
@@ -276,13 +279,13 @@ def _add_ranks(page: report.Page, found: "HeadScores", top_k: int) -> None:
     rows = []
     for rank in ranks(found, top_k):
         over = queries(found, rank.name) if rank.name in found.names else ""
-        cells: list[str | report.Shaded] = [rank.name, rank.meaning, over, rank.even]
+        cells: list[str | report.Shaded] = [rank.name, over, rank.even]
         for head, value in zip(rank.heads, rank.values, strict=True):
             shade = max(value, 0.0) / rank.full
             cells.append(_cell(found, head, f"{head}: {value:.3f}", shade))
-        rows.append(cells + [""] * (4 + top_k - len(cells)))
+        rows.append(cells + [""] * (3 + top_k - len(cells)) + [rank.meaning])
     ordinals = [f"{i}." for i in range(1, top_k + 1)]
-    page.table(["score", "what it measures", "mean over", "even attention", *ordinals], rows)
+    page.table(["score", "mean over", "even attention", *ordinals, "what it measures"], rows)
 
 
 def _add_table(page: report.Page, found: "HeadScores", top_k: int) -> None:
@@ -345,7 +348,7 @@ def _add_ablation(page: report.Page, found: "HeadScores") -> None:
     page.heading("What is lost without each head")
     page.text(_lost(found))
     page.figure(
-        ablation.effects.plot("change"),
+        ablation.effects.plot("change").update_yaxes(autorange="reversed"),
         "Change of the loss, in nats per token. Red: the loss rises without the head.",
         opens=_opens(found),
     )
