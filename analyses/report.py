@@ -167,23 +167,7 @@ class Page:
 
     def view(self, view: View, caption: str = "") -> None:
         """Add a view of circuitsvis. The functions that make one are in this module."""
-        name = f"view-{self._views}"
-        notes = " ".join(filter(None, (caption, view.note)))
-        whole = "".join(
-            f"<li>{html_text(where)}: {html_text(text)}</li>" for where, text in view.shortened
-        )
-        self._parts.append(
-            f'<figure><div class="scroll"><div class="view" id="{name}" data-spec="{name}-spec" '
-            f'role="group" aria-label="{html_text(caption or view.component)}" '
-            f'style="min-height:{view.height}px"></div></div>'
-            f"<figcaption>{html_text(notes)}</figcaption>"
-            + (
-                f"<details><summary>Shortened above</summary><ul>{whole}</ul></details>"
-                * bool(whole)
-            )
-            + f'</figure><script type="application/json" id="{name}-spec">'
-            f"{script_json(view.spec())}</script>"
-        )
+        self._parts.append(view.part(f"view-{self._views}", caption))
         self._views += 1
         self._scripts |= {"circuitsvis", "views"}
 

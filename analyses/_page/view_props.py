@@ -8,8 +8,10 @@ from typing import Any
 from analyses import cli
 from analyses._page.text import rounded
 
-TEXT_WIDTH = 100  # of tokens in running text, in columns of a terminal
-_NAME_WIDTH = 40
+# How long tokens may be, in columns of a terminal: in running text, and elsewhere (at the axes of
+# charts, in tables); and names.
+_TEXT_WIDTH, _WIDTH, _NAME_WIDTH = 100, 20, 40
+_RUNNING_TEXT = {"ColoredTokens", "ColoredTokensMulti", "TextNeuronActivations", "TopkSamples"}
 
 # The axes of every prop, and what it holds. Equal axes are equal lengths, except that one with a *
 # may differ in length from entry to entry; query and key are as long as pos, next is one less.
@@ -79,14 +81,13 @@ class Props:
 
     Args:
         component: its name.
-        width: how long a token may be, in columns of a terminal.
         most: how long an axis may be.
 
     Raises:
         ValueError: there is no such component.
     """
 
-    def __init__(self, component: str, width: int, most: Mapping[str, int] | None = None) -> None:
+    def __init__(self, component: str, most: Mapping[str, int] | None = None) -> None:
         if component not in _PROPS:
             from hooks.names import nearest
 
@@ -96,7 +97,7 @@ class Props:
             )
         self.component = component
         self.props: dict[str, Any] = {}
-        self._width = width
+        self._width = _TEXT_WIDTH if component in _RUNNING_TEXT else _WIDTH
         self._most = most or {}
         self._known = _PROPS[component] | _OPTIONS.get(component, {})
         self._sizes: dict[object, tuple[int, str]] = {}
@@ -219,7 +220,7 @@ class Props:
         whole = cli.visible(text) or "∅"
         shown = cli.shorten(whole, self._width if kind == "token" else _NAME_WIDTH)
         if shown != whole:
-            self._shortened.append((where, whole))
+            self._shortened.append((where.removeprefix(f"{self.component}: "), whole))
         if any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in shown):
             shown = f"\u2068{shown}\u2069"  # the number behind it stays behind it
         if self.component in _WRITES_HTML:

@@ -36,6 +36,7 @@ const drawView = view => {
   const spec = JSON.parse(document.getElementById(view.dataset.spec).textContent);
   const drawn = new MutationObserver(() => {
     drawn.disconnect();
+    view.style.minHeight = "";
     finish[spec.component]?.(view, spec);
   });
   drawn.observe(view, {childList: true});

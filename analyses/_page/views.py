@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from analyses._page.view_props import TEXT_WIDTH, Props
+from analyses._page.text import html_text, script_json
+from analyses._page.view_props import Props
 
 if TYPE_CHECKING:
     from jaxtyping import Float
@@ -22,9 +23,9 @@ if TYPE_CHECKING:
 MOST_CELLS = 2**16
 # With more, heads are chosen by a click alone, not by passing over them.
 _MOST_CELLS_HOVER = 2**13
+_CLICK = "So many numbers: choose a head by a click."
 # Each token has a tooltip of its own; a thousand are made in about a second.
 MOST_TOKENS = 4096
-_AXIS_WIDTH = 20  # of tokens at the axes of a chart, in columns of a terminal
 
 # The colours of figures in light pages; in dark ones the whole view is inverted.
 _BLUE, _DARK_BLUE, _RED = "#15498a", "#123f7d", "#8c1d18"
@@ -50,9 +51,29 @@ class View:
     height: int = 400
     click_only: bool = False
 
-    def spec(self) -> dict[str, Any]:
-        """What the page's script needs, as plain data."""
-        return {"component": self.component, "props": self.props, "clickOnly": self.click_only}
+    def part(self, name: str, caption: str) -> str:
+        """The view as a part of a page, as HTML.
+
+        Args:
+            name: of its element, which no other in the page has.
+            caption: stands below it.
+        """
+        spec = {"component": self.component, "props": self.props, "clickOnly": self.click_only}
+        notes = " ".join(filter(None, (caption, self.note, _CLICK * self.click_only)))
+        whole = "".join(
+            f"<li>{html_text(where)}: {html_text(text)}</li>" for where, text in self.shortened
+        )
+        if whole:
+            whole = (
+                f"<details><summary>Shortened above, in full</summary><ul>{whole}</ul></details>"
+            )
+        return (
+            f'<figure><div class="scroll"><div class="view" id="{name}" data-spec="{name}-spec" '
+            f'role="group" aria-label="{html_text(caption or self.component)}" '
+            f'style="min-height:{self.height}px"></div></div>'
+            f"<figcaption>{html_text(notes)}</figcaption>{whole}</figure>"
+            f'<script type="application/json" id="{name}-spec">{script_json(spec)}</script>'
+        )
 
     def _repr_html_(self) -> str:
         from analyses.report import Page
@@ -109,7 +130,7 @@ def _attention(
 ) -> View:
     import torch
 
-    props = Props(component, _AXIS_WIDTH)
+    props = Props(component)
     values = torch.as_tensor(given).detach().to("cpu", torch.float64)
     props.check_shape("attention", values.shape)
     n_heads, side = (1, *values.shape)[-3], values.shape[-1]
@@ -163,7 +184,7 @@ def colored_tokens(
     """
     import torch
 
-    props = Props("ColoredTokens", TEXT_WIDTH, most={"pos": MOST_TOKENS})
+    props = Props("ColoredTokens", most={"pos": MOST_TOKENS})
     props.add("tokens", tokens)
     props.add("values", values)
     note = _colours(props, torch.as_tensor(props.props["values"]), limit)
@@ -194,7 +215,7 @@ def colored_tokens_multi(
     """
     import torch
 
-    props = Props("ColoredTokensMulti", TEXT_WIDTH, most={"pos": MOST_TOKENS})
+    props = Props("ColoredTokensMulti", most={"pos": MOST_TOKENS})
     props.add("tokens", tokens)
     props.add("values", values)
     props.add("labels", labels)
@@ -205,7 +226,7 @@ def colored_tokens_multi(
         props.done(positiveBounds=bounds, negativeBounds=[-bound for bound in bounds]),
         "White is 0, full blue the positive bound, full red the negative one.",
         props.shortened,
-        height=_text_height(props.props["tokens"]) + 80 + 20 * len(labels),
+        _text_height(props.props["tokens"]) + 80 + 20 * len(labels),
     )
 
 
@@ -237,7 +258,7 @@ def circuitsvis_view(component: str, **props: Any) -> View:
         ValueError: an unknown component; a prop that is missing, unknown, of other axes or
             lengths, or not finite; an index that is out of range.
     """
-    checked = Props(component, TEXT_WIDTH)
+    checked = Props(component)
     for name, value in props.items():
         checked.add(name, value)
     return View(component, checked.done(), "", checked.shortened, height=480)
