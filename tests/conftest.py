@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 PACKAGES = ["hooks", "interp", "analyses"]
 MINI_WEIGHTS = Path(__file__).parents[1] / "interp" / "mini" / "model.safetensors"
@@ -67,6 +67,14 @@ def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations unchecked, as users have it: the errors are then our own."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 def _is_local(host: object) -> bool:

@@ -5,7 +5,7 @@ import io
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import torch
 from _browser import Browser
-from jaxtyping import config
+from _commands import help_without_torch
 from rich.console import Console
 from torch import Tensor
 
@@ -42,14 +42,6 @@ def model(reference_model: Callable[..., Any]) -> HookedGPT2:
     cfg = dict(n_layer=N_LAYERS, n_head=N_HEADS, n_embd=12, n_positions=12, vocab_size=31,
                bos_token_id=0, eos_token_id=0)  # fmt: skip
     return HookedGPT2.from_pretrained(reference_model(cfg, dtype=torch.float64), dtype="float64")
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Annotations unchecked, as users have it: the errors are then our own."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 def tokens(n: int = 2) -> tuple[Tensor, Tensor]:
@@ -552,16 +544,7 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 def test_command_line_answers_at_once_and_in_one_line() -> None:
-    code = (
-        "import sys; sys.argv = ['x', '--help']\n"
-        "import runpy\n"
-        "try: runpy.run_module('analyses.activation_patching', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert run.returncode == 0, run.stderr
-    assert "--corruption" in run.stdout
+    assert "--corruption" in help_without_torch("analyses.activation_patching")
     run = run_command("--task", "ioi", "--views", "resid_prr")
     assert run.returncode == 1
     assert run.stderr.startswith("error: unknown view 'resid_prr'; did you mean 'resid_pre'")
