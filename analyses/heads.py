@@ -344,7 +344,7 @@ def induction_ablation(
     )
     return replace(
         found,
-        reference="" if kind == "zero" else "the same with other random tokens as first copy",
+        reference="" if kind == "zero" else "sequences whose first copy is of other tokens",
         source=f"{len(data)} sequences of random tokens twice",
         prepend_bos=prepend_bos,
         provenance=replace(

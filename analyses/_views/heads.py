@@ -28,11 +28,13 @@ EXPLANATIONS = {
 _PAGE_WIDTH = 1340
 _BETWEEN, _BETWEEN_ROWS = 30, 104  # heat maps, with what stands beside and under them
 _MARGINS = 170  # to the left and right of them, with the colour bar
+_LEAST_BAR = 110  # a colour bar needs so many pixels for its title
 _MOST_GRID = 60  # a terminal shows no larger grid than this
 _MOST_TOKENS = 100  # prompts are written out until there are more
 _MOST_ROWS = 40  # of the table on a page
 # A head is called after its highest score where that is at least so much of its attention.
 ROLE_AT_LEAST = 0.4
+_LEAST_LOSS = 0.1  # nats: smaller changes of the loss get no full colour
 _REPEATS = ("duplicate_token", "induction")
 
 
@@ -83,7 +85,7 @@ def heat_maps(panels: "Mapping[str, tuple[Tensor, Tensor | None]]", unit: str) -
     )
     most = max([1.0, *(float(values.nan_to_num(0.0).max()) for values, _ in panels.values())])
     least = min([0.0, *(float(values.nan_to_num(0.0).min()) for values, _ in panels.values())])
-    every = 1 if n_heads <= 25 else 5
+    every = 1 if words else 5
     for index, (name, (values, stderr)) in enumerate(panels.items()):
         row, col = index // columns + 1, index % columns + 1
         hover = f"head <b>%{{y}}.%{{x}}</b><br>{report.plotly_text(name)} %{{z:.4f}}"
@@ -103,16 +105,23 @@ def heat_maps(panels: "Mapping[str, tuple[Tensor, Tensor | None]]", unit: str) -
                 + ("<br>standard error %{customdata:.2g}" if several else "")
                 + "<extra></extra>",
                 showscale=index == 0,
-                colorbar={"title": {"text": unit, "side": "right"}, "thickness": 12},
-                xgap=1,
-                ygap=1,
+                colorbar={
+                    "title": {"text": unit, "side": "right"},
+                    "thickness": 12,
+                    "lenmode": "pixels",
+                    "len": max(inner, _LEAST_BAR),
+                    "y": 1,
+                    "yanchor": "top",
+                },
+                xgap=1 if words else 0,
+                ygap=1 if words else 0,
             ),
             row=row,
             col=col,
         )
         chosen.update_xaxes(
             tickvals=list(range(0, n_heads, every)),
-            title="head",
+            title={"text": "head", "standoff": 4},
             showgrid=False,
             row=row,
             col=col,
@@ -140,6 +149,12 @@ def _short(value: float) -> str:
     if math.isnan(value) or abs(value) < 0.005:
         return ""
     return f"{value:.2f}".replace("0.", ".", 1)
+
+
+def _number(value: float, digits: int = 3) -> str:
+    """A number for a table; nothing for NaN, and no minus before a zero."""
+    text = "" if math.isnan(value) else f"{value:.{digits}f}"
+    return text.removeprefix("-") if text and not float(text) else text
 
 
 # ------------------------------------------------------------------ tables
@@ -170,9 +185,7 @@ def ranks(found: "HeadScores", k: int) -> list[Rank]:
     measures = found.measures
     meanings = {name: explanation(name) for name in found.names}
     if found.ablation is not None:
-        meanings["ablation"] = (
-            f"nats lost without the head ({found.ablation.kind}), on random tokens twice"
-        )
+        meanings["ablation"] = f"nats lost without the head ({found.ablation.kind} ablation)"
     if found.copying is not None:
         top, n = found.copying.top_k, len(found.copying.tokens)
         meanings["copying"] = f"share of {n} tokens in the top {top} of its output"
@@ -181,7 +194,7 @@ def ranks(found: "HeadScores", k: int) -> list[Rank]:
     for name, meaning in meanings.items():
         heads = [head for head in found.ranked(name)[:k] if float(measures[name][head])]
         values = [float(measures[name][head]) for head in heads]
-        full = max([1e-9 if name == "ablation" else 1.0, *values])
+        full = max([_LEAST_LOSS if name == "ablation" else 1.0, *values])
         even = f"{found.even_score(name):.3f}" if name in found.names and heads else ""
         rows.append(Rank(name, meaning, even, heads, values, full))
     return rows
@@ -282,7 +295,7 @@ def _add_ranks(page: report.Page, found: "HeadScores", top_k: int) -> None:
         cells: list[str | report.Shaded] = [rank.name, over, rank.even]
         for head, value in zip(rank.heads, rank.values, strict=True):
             shade = max(value, 0.0) / rank.full
-            cells.append(_cell(found, head, f"{head}: {value:.3f}", shade))
+            cells.append(_cell(found, head, f"{head}: {_number(value)}", shade))
         rows.append(cells + [""] * (3 + top_k - len(cells)) + [rank.meaning])
     ordinals = [f"{i}." for i in range(1, top_k + 1)]
     page.table(["score", "mean over", "even attention", *ordinals, "what it measures"], rows)
@@ -307,10 +320,11 @@ def _add_table(page: report.Page, found: "HeadScores", top_k: int) -> None:
         row: list[str | report.Shaded] = [_cell(found, head, str(head), 0.0)]
         for name, values in measures.items():
             value = float(values[head])
-            text = "" if math.isnan(value) else f"{value:.3f}"
-            row.append(report.Shaded(text, max(value, 0.0) / full[name]))
+            row.append(report.Shaded(_number(value), max(value, 0.0) / full[name]))
         rows.append([*row, roles[head.layer * n_heads + head.head]])
     page.table(["head", *measures, "role"], rows)
+    page.data("heads", found.table())
+    page.data("head-scores", found.to_frame())
 
 
 def _add_patterns(page: report.Page, found: "HeadScores") -> None:
@@ -359,10 +373,10 @@ def _lost(found: "HeadScores") -> str:
     if ablation is None:
         return ""
     base, n = float(ablation.effects.base.mean()), ablation.effects.n_examples
-    how = "zeros" if ablation.kind == "zero" else f"its mean over {ablation.reference}"
+    how = "zero" if ablation.kind == "zero" else f"its mean over {ablation.reference}"
     return (
         f"The loss on the second copy is {base:.3f} nats per token, on average over {n} "
-        f"sequence{'s'[: n != 1]}. In place of a head's output stand {how}."
+        f"sequence{'s'[: n != 1]}. Without a head: its output is replaced by {how}."
     )
 
 
@@ -421,7 +435,7 @@ def show(found: "HeadScores", console: "Console", top_k: int, grid: str | None =
     for place in range(max(len(rank.heads) for rank in table)):
         cells = [
             cli.Cell(
-                f"{rank.heads[place]} {rank.values[place]:.3f}",
+                f"{rank.heads[place]} {_number(rank.values[place])}",
                 max(rank.values[place], 0.0) / rank.full,
             )
             if place < len(rank.heads)
@@ -458,7 +472,9 @@ def _show_grid(found: "HeadScores", console: "Console", name: str) -> None:
     rows = values.tolist()
     labels = [right("layer", [cli.Cell(str(layer)) for layer in range(n_layers)])]
     columns = [
-        right(str(head), [cli.Cell(f"{row[head]:.2f}", max(row[head], 0.0) / full) for row in rows])
+        right(
+            str(head), [cli.Cell(_number(row[head], 2), max(row[head], 0.0) / full) for row in rows]
+        )
         for head in range(n_heads)
     ]
     cli.print_table(console, labels, columns, "heads")
