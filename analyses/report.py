@@ -85,6 +85,10 @@ class Page:
         """Begin a section."""
         self._parts.append(f"<h2>{html_text(text)}</h2>")
 
+    def subheading(self, text: str) -> None:
+        """Begin a part of a section."""
+        self._parts.append(f"<h3>{html_text(text)}</h3>")
+
     def text(self, text: str) -> None:
         """Add a paragraph."""
         self._parts.append(f"<p>{html_text(text)}</p>")

@@ -9,7 +9,7 @@ const press = (element, label) => {
   });
 };
 const finish = {
-  AttentionHeads: (view, {clickOnly}) => {
+  AttentionHeads: (view, clickOnly) => {
     for (const name of view.querySelectorAll("h4")) {
       const head = name.parentElement.parentElement;
       press(head, `head ${name.textContent}`);
@@ -30,21 +30,30 @@ const finish = {
       bound.ariaLabel = bound.previousElementSibling.textContent;
   },
 };
-const drawView = view => {
-  near.unobserve(view);
-  if (view.hasChildNodes()) return;
-  const spec = JSON.parse(document.getElementById(view.dataset.spec).textContent);
+// Draws a component into `container`, in place of what is there.
+const mountView = (container, component, props, clickOnly = false) => {
+  const view = document.createElement("div");
+  view.id = `circuitsvis-${++mountView.count}`;
+  view.className = "view";
+  container.replaceChildren(view);
   const drawn = new MutationObserver(() => {
     drawn.disconnect();
-    view.style.minHeight = "";
-    finish[spec.component]?.(view, spec);
+    container.style.minHeight = "";
+    finish[component]?.(view, clickOnly);
   });
   drawn.observe(view, {childList: true});
-  CircuitsVis.render(view.id, CircuitsVis[spec.component], spec.props);
+  CircuitsVis.render(view.id, CircuitsVis[component], props);
+};
+mountView.count = 0;
+const drawView = container => {
+  near.unobserve(container);
+  if (container.hasChildNodes()) return;
+  const spec = JSON.parse(document.getElementById(container.dataset.spec).textContent);
+  mountView(container, spec.component, spec.props, spec.clickOnly);
 };
 const near = new IntersectionObserver(
   entries => entries.forEach(entry => entry.isIntersecting && drawView(entry.target)),
   {rootMargin: "600px"});
-const views = document.querySelectorAll(".view");
-views.forEach(view => near.observe(view));
+const views = document.querySelectorAll("[data-spec].mount");
+views.forEach(container => near.observe(container));
 addEventListener("beforeprint", () => views.forEach(drawView));

@@ -55,9 +55,10 @@ class View:
         """The view as a part of a page, as HTML.
 
         Args:
-            name: of its element, which no other in the page has.
+            name: of its numbers, which nothing else in the page has.
             caption: stands below it.
         """
+        # `spec` is read by views.js.
         spec = {"component": self.component, "props": self.props, "clickOnly": self.click_only}
         notes = " ".join(filter(None, (caption, self.note, _CLICK * self.click_only)))
         whole = "".join(
@@ -68,11 +69,11 @@ class View:
                 f"<details><summary>Shortened above, in full</summary><ul>{whole}</ul></details>"
             )
         return (
-            f'<figure><div class="scroll"><div class="view" id="{name}" data-spec="{name}-spec" '
+            f'<figure><div class="scroll"><div class="mount" data-spec="{name}" '
             f'role="group" aria-label="{html_text(caption or self.component)}" '
             f'style="min-height:{self.height}px"></div></div>'
             f"<figcaption>{html_text(notes)}</figcaption>{whole}</figure>"
-            f'<script type="application/json" id="{name}-spec">{script_json(spec)}</script>'
+            f'<script type="application/json" id="{name}">{script_json(spec)}</script>'
         )
 
     def _repr_html_(self) -> str:
