@@ -251,7 +251,7 @@ class AttentionMaps(ABC):
         places = allowed.reshape(-1).nonzero()[:, 0]
         values = self.matrix(matrix).flatten(1)[:, places]
         strength = values.abs() if self.signed else values
-        order = strength.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+        order = strength.topk(min(top_k, len(places))).indices
         rows = []
         for head, best, numbers in zip(
             self.heads, places[order].tolist(), values.gather(1, order).tolist(), strict=True
@@ -274,13 +274,24 @@ class AttentionMaps(ABC):
         That is: whose queries give most, at best and on average over queries, to one token other
         than the first and themselves; in a difference, whose patterns differ most.
         """
+        order = self._most_to_see().argsort(descending=True, stable=True)
+        return tuple(self.heads[i] for i in order.tolist())
+
+    def busiest_layer(self) -> int:
+        """The layer whose heads have, on average, most to see."""
+        layers = torch.tensor([head.layer for head in self.heads])
+        to_see = self._most_to_see()
+        return max(
+            layers.unique().tolist(), key=lambda layer: float(to_see[layers == layer].mean())
+        )
+
+    def _most_to_see(self) -> Float[Tensor, " component"]:
         values = self.matrix("pattern").abs()
         if not self.signed:
             other = self.shown & ~torch.eye(len(self.positions), dtype=torch.bool)
             other[:, 0] &= self.positions[0] != 0
             values = values * other
-        most = values.nan_to_num(0.0).amax(-1).mean(-1)
-        return tuple(self.heads[i] for i in most.argsort(descending=True, stable=True).tolist())
+        return values.nan_to_num(0.0).amax(-1).mean(-1)
 
     # -------------------------------------------------------------- pictures
 
@@ -308,6 +319,48 @@ class AttentionMaps(ABC):
         if head is None:
             return views.montage(self, checked_matrix(matrix))
         return views.head_map(self, self.index(head), checked_matrix(matrix))
+
+    def side_by_side(self, layer: int | None = None, matrix: str = "pattern") -> report.View:
+        """The heads of one layer next to each other (circuitsvis), one of them large.
+
+        A notebook shows what is returned, without any network; `Page.view` takes it too.
+
+        Args:
+            layer: negative ones count from the end; None for `busiest_layer()`.
+            matrix: one of `MATRICES`.
+
+        Raises:
+            ValueError: no such matrix, no head of this layer is here, or more cells than
+                circuitsvis can draw.
+            IndexError: the model has no such layer.
+        """
+        from analyses._views import attention as views
+
+        chosen = self.select(layers=self.busiest_layer() if layer is None else layer)
+        return views.side_by_side(chosen, checked_matrix(matrix))
+
+    def attended(self, head: Any, query: int = -1, matrix: str = "pattern") -> report.View:
+        """What one query attends to in one head, as coloured tokens (circuitsvis).
+
+        A notebook shows what is returned, without any network; `Page.view` takes it too.
+
+        Args:
+            head: `"3.1"`, a `Head` or a pair.
+            query: position of the prompt; negative ones count from its end.
+            matrix: one of `MATRICES`.
+
+        Raises:
+            ValueError, IndexError: no such head, position or matrix here.
+        """
+        from analyses._views import attention as views
+
+        slot = self.slot(query)
+        return views.attended(self, self.index(head), slot, checked_matrix(matrix))
+
+    def _repr_html_(self) -> str:
+        from analyses._views import attention_page as views
+
+        return views.notebook(self)
 
     def hashed(self, model: "HookedGPT2", call: str | None = None) -> "Self":
         """The same with the hash of the model's weights in its provenance (reads all of them

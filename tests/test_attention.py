@@ -648,11 +648,12 @@ def test_hostile_tokens_neither_reach_the_terminal_nor_break_the_page(
 def test_a_page_has_maps_steps_links_and_provenance(result: AttentionPatterns) -> None:
     page = result.page().html()
     assert page.count('class="head-maps"') == 1
-    head = result.busiest()[0]
-    assert f"head {head} at query" in page
+    found = re.search(r"Step by step: head (\d\.\d) at query (\d)", page)
+    assert found
+    head, query = found[1], int(found[2])
     assert f'data-open="{head}"' in page
     assert "attention(model, ..., prepend_bos=True)" in page
-    steps = result.steps(head, 6)
+    steps = result.steps(head, query)
     assert f"{float(steps['output_norm'].iloc[0]):.2f}" in page
 
 

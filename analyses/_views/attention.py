@@ -154,6 +154,32 @@ def montage(result: "AttentionMaps", matrix: str) -> "go.Figure":
     return figure
 
 
+def side_by_side(result: "AttentionMaps", matrix: str) -> report.View:
+    """See `AttentionMaps.side_by_side`; of all heads of `result`."""
+    return report.attention_heads(
+        result.matrix(matrix),
+        token_labels(result),
+        [str(head) for head in result.heads],
+        causal=MATRICES[matrix].causal,
+        limit=1.0 if _is_share(result, matrix) else None,
+    )
+
+
+def attended(result: "AttentionMaps", index: int, slot: int, matrix: str) -> report.View:
+    """See `AttentionMaps.attended`."""
+    values = result.of_heads(matrix, [index])[0, slot]
+    if MATRICES[matrix].causal:
+        values = values.masked_fill(~result.shown[slot], 0.0)
+    return report.colored_tokens(
+        token_labels(result), values, limit=1.0 if _is_share(result, matrix) else None
+    )
+
+
+def _is_share(result: "AttentionMaps", matrix: str) -> bool:
+    """Whether numbers go from 0 to 1 and colours show them as they are."""
+    return matrix == "pattern" and not result.signed
+
+
 def _isolated(text: str) -> str:
     return f"\u2068{text}\u2069"
 
@@ -192,9 +218,7 @@ def _colours(result: "AttentionMaps", matrix: str, values: "Tensor") -> dict[str
     """From nothing to the largest; diverging where numbers may be below zero."""
     signed = result.signed or MATRICES[matrix].signed
     most = float(values.abs().nan_to_num(0.0).max()) if values.numel() else 0.0
-    if matrix == "pattern" and not signed:
-        most = 1.0
-    most = most or 1.0
+    most = 1.0 if _is_share(result, matrix) else most or 1.0
     bar = {"title": {"text": title(result, matrix), "side": "right"}, "thickness": 12}
     return {"zmin": -most if signed else 0.0, "zmax": most, "colorbar": bar}
 
@@ -294,8 +318,9 @@ def show(
     cli.print_table(console, *links_columns(result, top_k, matrix, skip_first), "ranks")
     if len(result.heads) == 1:
         _show_map(result, console, matrix)
-    what = "largest of each table" if _scale_of(result, matrix) else "attention"
-    cli.print_scale(console, f"share of the {what}" if what[0] == "l" else what)
+    cli.print_scale(
+        console, "attention" if _is_share(result, matrix) else "share of the largest of each table"
+    )
 
 
 def links_note(result: "AttentionMaps", matrix: str, *, skip_first: bool) -> str:
@@ -310,30 +335,25 @@ def links_note(result: "AttentionMaps", matrix: str, *, skip_first: bool) -> str
     return what
 
 
-def rest(result: "AttentionPatterns") -> list[float | None]:
-    """Of each head the mean attention to position 0 of the queries after it."""
-    if result.positions[0] != 0 or len(result.positions) == 1:
+def rest(result: "AttentionMaps") -> list[float | None]:
+    """Of each head the mean attention to position 0 of the queries after it; None where there is
+    none, and in a difference."""
+    if result.signed or result.positions[0] != 0 or len(result.positions) == 1:
         return [None] * len(result.heads)
-    return result.pattern[:, 1:, 0].mean(-1).tolist()
+    return result.matrix("pattern")[:, 1:, 0].mean(-1).tolist()
 
 
 def links_columns(
     result: "AttentionMaps", top_k: int, matrix: str, skip_first: bool
 ) -> tuple[list[cli.Column], list[cli.Column]]:
     """The table of links, a row per head."""
-    from analyses._attention_result import AttentionPatterns
-
     labels = [cli.Column("head", [cli.Cell(str(head)) for head in result.heads])]
-    if skip_first and isinstance(result, AttentionPatterns):
-        shares = rest(result)
-        if shares[0] is not None:
-            cells = [cli.Cell(f"{share:.2f}", share) for share in shares]
-            labels.append(cli.Column("rest", cells))
+    cells = [cli.Cell(f"{share:.2f}", share) for share in rest(result) if share is not None]
+    if skip_first and cells:
+        labels.append(cli.Column("rest", cells))
     rows = result.links(top_k, matrix, skip_first=skip_first).to_dict("records")
-    most = _scale_of(result, matrix)
-    if most is None:
-        limit = 1.0
-    else:
+    limit = 1.0
+    if not _is_share(result, matrix):
         limit = max((abs(row[matrix]) for row in rows if math.isfinite(row[matrix])), default=1.0)
     places = {(int(row["layer"]), int(row["head"]), int(row["rank"])): row for row in rows}
     columns = []
@@ -348,11 +368,6 @@ def links_columns(
             cells.append(cli.Cell(link_text(row, matrix, result), shade))
         columns.append(cli.Column(f"rank {rank}", cells))
     return labels, columns
-
-
-def _scale_of(result: "AttentionMaps", matrix: str) -> float | None:
-    """None where colours show the numbers themselves, from 0 to 1."""
-    return None if matrix == "pattern" and not result.signed else 1.0
 
 
 def _show_map(result: "AttentionMaps", console: "Console", matrix: str) -> None:
@@ -374,7 +389,7 @@ def _show_map(result: "AttentionMaps", console: "Console", matrix: str) -> None:
         f"head {result.heads[0]}: {title(result, matrix)}{unit}, queries down, keys across{later}"
     )
     most = max((abs(x) for row in values for x in row if math.isfinite(x)), default=1.0) or 1.0
-    limit = 1.0 if _scale_of(result, matrix) is None else most
+    limit = 1.0 if _is_share(result, matrix) else most
     names, tokens = [label(result, slot) for slot in range(n)], token_labels(result, 5)
     columns = []
     for key, token in enumerate(tokens):

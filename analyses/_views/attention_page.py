@@ -2,10 +2,12 @@
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from analyses import cli, report
 from analyses._attention_matrices import MATRICES
+from analyses._page.tables import MOST_ROWS
 from analyses._views import attention as views
 
 if TYPE_CHECKING:
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 # Kinds of maps, the most important first: where a page cannot hold all, the last are left out.
 _MAPS = ("pattern", "output_weighted", "value_weighted", "raw_scores", "scaled_scores")
+# Links per head in the table to download.
+_MOST_LINKS = 20
 # A table of steps with more keys than this is not followed any more.
 _MOST_STEPS = 24
 _MOST_MASKED = 2
@@ -48,22 +52,27 @@ def page(
         page.heading(name or ("Two prompts" if result.signed else "Prompt"))
         _add_prompts(page, result)
         shown, query = _worth_seeing(result)
-        _add_maps(page, result, shown, query)
+        page.head_maps(_maps(result, _MAPS, shown, query))
         _add_steps(page, result, shown, query)
         _add_links(page, result, matrix, top_k, skip_first)
+        _add_layer(page, result)
+        _add_data(page, result, name, skip_first)
     page.provenance(first.provenance)
     return page
 
 
-def _worth_seeing(result: "Result") -> "tuple[Head, int]":
-    """A head and a query to begin with: in the second half of the prompt, where there is a choice
-    of keys, the query that gives most to one key other than the first."""
-    head = result.busiest()[0]
-    values = result.head(head).abs().masked_fill(~result.shown, 0.0)
+def _worth_seeing(result: "AttentionMaps") -> "tuple[Head, int]":
+    """A head and a query to begin with: where most goes to a second key besides the strongest, the
+    first token left out, so that there is something to compare; in a difference, where most goes
+    elsewhere. Of the second half of the prompt, as early queries have little choice."""
+    half = len(result.positions) // 2
+    values = result.matrix("pattern").abs().masked_fill(~result.shown, 0.0)[:, half:]
     if result.positions[0] == 0:
-        values[:, 0] = 0.0
-    half = len(values) // 2
-    return head, result.positions[half + int(values[half:].amax(-1).argmax())]
+        values[:, :, 0] = 0.0
+    rank = 1 if result.signed else 2
+    found = values.nan_to_num(0.0).topk(min(rank, len(result.positions))).values[..., -1]
+    head, query = divmod(int(found.argmax()), found.shape[1])
+    return result.heads[head], result.positions[half + query]
 
 
 def _prompts(result: "Result") -> "list[tuple[str, AttentionPatterns]]":
@@ -94,9 +103,18 @@ def _add_prompts(page: report.Page, result: "Result") -> None:
         )
 
 
-def _add_maps(page: report.Page, result: "Result", shown: "Head", query: int) -> None:
+def notebook(result: "AttentionMaps") -> str:
+    """The heads' maps alone, for a notebook: about 5 MB, as it asks no network for anything."""
+    page = report.Page(f"Attention: {result.provenance.model}")
+    page.head_maps(_maps(result, _MAPS[:2], *_worth_seeing(result)))
+    return page.frame(620, bare=True)
+
+
+def _maps(
+    result: "AttentionMaps", names: Sequence[str], shown: "Head", query: int
+) -> report.HeadMaps:
     kinds = []
-    for name in _MAPS:
+    for name in names:
         kind = MATRICES[name]
         limit = None
         if name == "pattern":
@@ -106,19 +124,19 @@ def _add_maps(page: report.Page, result: "Result", shown: "Head", query: int) ->
         kinds.append(
             report.MapKind(
                 kind.title,
-                lambda name=name: result.matrix(name),
+                partial(result.matrix, name),
                 explanation=_explained(result, name),
                 limit=limit,
                 signed=kind.signed or result.signed,
                 causal=kind.causal,
             )
         )
-    notes = {}
-    shares = [None] * len(result.heads) if result.signed else views.rest(result)  # type: ignore[arg-type]
-    for head, share in zip(result.heads, shares, strict=True):
-        if share is not None:
-            notes[(head.layer, head.head)] = f"{100 * share:.0f} % rests on the first token"
-    maps = report.HeadMaps(
+    notes = {
+        (head.layer, head.head): f"{100 * share:.0f} % rests on the first token"
+        for head, share in zip(result.heads, views.rest(result), strict=True)
+        if share is not None
+    }
+    return report.HeadMaps(
         heads=[(head.layer, head.head) for head in result.heads],
         tokens=views.token_labels(result),
         kinds=kinds,
@@ -127,13 +145,24 @@ def _add_maps(page: report.Page, result: "Result", shown: "Head", query: int) ->
         chosen=(shown.layer, shown.head),
         query=result.slot(query),
     )
-    page.head_maps(maps)
 
 
-def _explained(result: "Result", name: str) -> str:
+def _explained(result: "AttentionMaps", name: str) -> str:
     text = MATRICES[name].explanation
     text = text[0].upper() + text[1:] + "."
     return f"First prompt minus second. {text}" if result.signed else text
+
+
+def _add_layer(page: report.Page, result: "AttentionMaps") -> None:
+    """The heads of one layer, side by side."""
+    layer = result.busiest_layer()
+    page.subheading(f"The heads of layer {layer} side by side")
+    try:
+        view = result.side_by_side(layer)
+    except ValueError as error:
+        page.text(f"Left out: {error}.")
+        return
+    page.view(view, f"{views.title(result, 'pattern').capitalize()} of the layer with most to see.")
 
 
 # ------------------------------------------------------------------ the steps
@@ -148,11 +177,13 @@ def _add_steps(page: report.Page, result: "Result", head: "Head", query: int) ->
     rows, note = _worth_following(steps, query)
     scale = float(result.scale[result.index(head)])
     at = views.label(result, result.slot(query))
+    page.subheading(f"Step by step: head {head} at query {at}")
     page.text(
-        f"Step by step, head {head} at query {at}: the product of its query with each key; times "
-        f"{scale:.4g}; -∞ where the key is after the query; e to the power of what that lies "
-        "below the largest; its share of the sum (softmax). What a share moves is as long as the "
-        "value vector, and in the residual stream as long as v W_O makes it. " + note
+        "The product of the query with each key; times "
+        f"the scale of the head, {scale:.4g}; -∞ (masked) where the key is after the query; e to "
+        "the power of the difference to the largest of the row (exp); its share of the sum of all "
+        "exp (softmax). What a share moves is as long as the key's value vector v, and in the "
+        f"residual stream as long as v W_O. {_worked_out(steps, scale)} {note}"
     )
     altered = bool(((steps["pattern"] - steps["softmax"]).abs() > 1e-3).any())
     headers = ["key", "q·k", f"× {scale:.4g}", "masked", "exp", "softmax"]
@@ -167,6 +198,18 @@ def _add_steps(page: report.Page, result: "Result", head: "Head", query: int) ->
     for row in rows.to_dict("records"):
         table.append(_step_cells(row, largest, altered))
     page.table(headers, table)
+
+
+def _worked_out(steps: Any, scale: float) -> str:
+    """The key with the largest share, in numbers."""
+    row = steps.loc[steps["softmax"].idxmax()]
+    return (
+        f"For key {row['key']} {cli.visible(row['token'])}: {row['q_dot_k']:.2f} × {scale:.4g} = "
+        f"{row['scaled']:.3f}, in exp {row['exp']:.4f}; all exp add up to "
+        f"{row['exp'] / row['softmax']:.4f}; {row['exp']:.4f} / {row['exp'] / row['softmax']:.4f} "
+        f"= {row['softmax']:.4f}; {row['pattern']:.4f} × {row['output_norm']:.2f} = "
+        f"{row['output_weighted']:.3f}."
+    )
 
 
 def _step_cells(
@@ -221,6 +264,7 @@ def _worth_following(steps: Any, query: int) -> tuple[Any, str]:
 def _add_links(
     page: report.Page, result: "AttentionMaps", matrix: str, top_k: int, skip_first: bool
 ) -> None:
+    page.subheading("Strongest links")
     note = views.links_note(result, matrix, skip_first=skip_first)
     page.text(note[0].upper() + note[1:] + ". A click on a head opens it above.")
     labels, columns = views.links_columns(result, top_k, matrix, skip_first)
@@ -231,3 +275,18 @@ def _add_links(
             row.append(cell.text if cell.shade is None else report.Shaded(cell.text, cell.shade))
         rows.append(row)
     page.table([column.header for column in [*labels, *columns]], rows)
+
+
+def _add_data(page: report.Page, result: "AttentionMaps", name: str, skip_first: bool) -> None:
+    """The tables that can be downloaded from the page."""
+    prefix = f"{name} " if name else ""
+    page.data(f"{prefix}links", result.links(_MOST_LINKS, skip_first=skip_first))
+    n = len(result.positions)
+    n_rows = len(result.heads) * n * (n + 1) // 2
+    if n_rows <= MOST_ROWS:
+        page.data(f"{prefix}attention", result.to_frame())
+    else:
+        page.text(
+            f"All numbers are {n_rows:,} rows, of which a page carries at most "
+            f"{MOST_ROWS:,}: --csv writes them, and to_frame() has them."
+        )
