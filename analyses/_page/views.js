@@ -34,7 +34,7 @@ const finish = {
 const mountView = (container, component, props, clickOnly = false) => {
   const view = document.createElement("div");
   view.id = `circuitsvis-${++mountView.count}`;
-  view.className = "view";
+  view.className = `view ${component}`;
   container.replaceChildren(view);
   const drawn = new MutationObserver(() => {
     drawn.disconnect();

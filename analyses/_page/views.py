@@ -58,7 +58,6 @@ class View:
             name: of its numbers, which nothing else in the page has.
             caption: stands below it.
         """
-        # `spec` is read by views.js.
         spec = {"component": self.component, "props": self.props, "clickOnly": self.click_only}
         notes = " ".join(filter(None, (caption, self.note, _CLICK * self.click_only)))
         whole = "".join(
@@ -69,9 +68,9 @@ class View:
                 f"<details><summary>Shortened above, in full</summary><ul>{whole}</ul></details>"
             )
         return (
-            f'<figure><div class="scroll"><div class="mount" data-spec="{name}" '
-            f'role="group" aria-label="{html_text(caption or self.component)}" '
-            f'style="min-height:{self.height}px"></div></div>'
+            f'<figure><div class="mount" data-spec="{name}" role="group" '
+            f'aria-label="{html_text(caption or self.component)}" '
+            f'style="min-height:{self.height}px"></div>'
             f"<figcaption>{html_text(notes)}</figcaption>{whole}</figure>"
             f'<script type="application/json" id="{name}">{script_json(spec)}</script>'
         )
@@ -157,7 +156,7 @@ def _attention(
     note = _colours(props, values, limit)
     return View(
         component,
-        props.done(maskUpperTri=False),
+        props.done(maskUpperTri=False, zoomed=True),
         note,
         props.shortened,
         height=_chart_height(side) + (0 if names is None else 160 + 100 * ((n_heads - 1) // 12)),
@@ -166,7 +165,7 @@ def _attention(
 
 
 def _chart_height(side: int) -> int:
-    return min(128 * side, 1100) + 40
+    return min(128 * side, 860) + 40
 
 
 def colored_tokens(
