@@ -21,7 +21,7 @@ How this compares with what is measured elsewhere, on `R R` with n random tokens
   first copy, whose token is new: mean = (n * score + its attention to the first token) / (n + 1);
 - TransformerLens' `detect_head` divides by all queries, not by those with a target: its score is
   this one times their share, for induction about a half. It also counts the query's own position
-  where a token comes twice in a row.
+  where a token comes twice in a row. `detect_head` here gives its numbers.
 
 Sources: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits" (previous-token and
 induction heads); Olsson et al. 2022, "In-context Learning and Induction Heads", arXiv 2209.11895
@@ -50,6 +50,7 @@ if TYPE_CHECKING or __name__ != "__main__":
     from torch import Tensor
 
     from analyses._head_copying import CopyingScores, copying_scores
+    from analyses._head_detector import detect_head
     from analyses._head_names import Head
     from analyses._head_result import HeadScores
     from analyses._head_run import keep_patterns, kept_of, material, measure, repeated_tokens
@@ -79,6 +80,7 @@ __all__ = [
     "HeadScores",
     "copying_scores",
     "current_token_target",
+    "detect_head",
     "detect_heads",
     "duplicate_token_target",
     "first_token_target",

@@ -18,6 +18,7 @@ from analyses.heads import (
     HeadScores,
     copying_scores,
     current_token_target,
+    detect_head,
     detect_heads,
     duplicate_token_target,
     first_token_target,
@@ -697,6 +698,79 @@ def test_residuals_of_ones_own(model):
 def test_bad_copying(model, arguments, error, message):
     with pytest.raises(error, match=message):
         copying_scores(model, **arguments)
+
+
+# ------------------------------------------------------------------ TransformerLens' call form
+
+TEXT = "the cat cat sat on the cat cat cat"
+
+
+def test_detect_head_divides_by_all_attention(mini):
+    """By its definition; TransformerLens 3.9 gives the same on random weights."""
+    ids = mini.to_tokens(TEXT)[0]
+    n = len(ids)
+    _, cache = mini.run_with_cache(ids[None], names_filter="*pattern")
+    pattern = torch.stack([cache["pattern", layer][0] for layer in range(4)])
+    own = torch.eye(n).bool()
+    repeats = duplicate_token_target(ids)
+    after = torch.zeros(n, n, dtype=torch.bool)
+    after[:, 1:] = repeats[:, :-1]
+    for name, wanted in {
+        "previous_token_head": previous_token_target(ids),
+        "duplicate_token_head": repeats,
+        "induction_head": after.tril(),
+    }.items():
+        assert bool((wanted & own).any()) == (name == "induction_head")
+        for exclude_bos, exclude_own in ((False, False), (True, False), (False, True)):
+            kept = pattern.clone()
+            kept[..., 0] *= not exclude_bos
+            kept[..., own] *= not exclude_own
+            how = dict(exclude_bos=exclude_bos, exclude_current_token=exclude_own)
+            expected = (kept * wanted).sum((-1, -2)) / kept.sum((-1, -2))
+            torch.testing.assert_close(detect_head(mini, TEXT, name, **how), expected)
+        off = (pattern - wanted.float()).abs().sum((-1, -2)) / n
+        found = detect_head(mini, TEXT, name, error_measure="abs")
+        torch.testing.assert_close(found, 1 - off, rtol=0, atol=6e-4)
+        torch.testing.assert_close(
+            found, detect_head(mini, TEXT, wanted.float(), error_measure="abs")
+        )
+
+
+def test_detect_head_on_some_heads_texts_and_a_cache(mini):
+    whole = detect_head(mini, TEXT, "induction_head")
+    for heads in ([(3, 3), (0, 1)], {3: [3], 0: [1]}):
+        found = detect_head(mini, TEXT, "induction_head", heads)
+        assert float(found[3, 3]) == pytest.approx(float(whole[3, 3]))
+        assert (found == -1).sum() == 22
+    _, cache = mini.run_with_cache(TEXT, remove_batch_dim=True)
+    torch.testing.assert_close(detect_head(mini, TEXT, "induction_head", cache=cache), whole)
+    other = detect_head(mini, "a a a", "induction_head")
+    both = detect_head(mini, [TEXT, "a a a"], "induction_head")
+    torch.testing.assert_close(both, (whole + other) / 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(detection_pattern="induction"), ValueError, "did you mean 'induction_head'"),
+        (
+            dict(detection_pattern=torch.ones(3, 3)),
+            ValueError,
+            r"has shape \(3, 3\); this text has",
+        ),
+        (dict(detection_pattern=torch.ones(10, 10)), ValueError, "numbers above its diagonal"),
+        (dict(heads=[(4, 0)]), IndexError, "head 4.0 is out of range"),
+        (dict(seq=[]), ValueError, "seq is empty"),
+        (dict(cache="other"), ValueError, r"the cache's pattern is \(4, 4\), this text has 10"),
+        (dict(cache="other", seq=["a", "b"]), ValueError, "a cache is of one text"),
+    ],
+)
+def test_bad_detection(mini, arguments, error, message):
+    if "cache" in arguments:
+        _, arguments["cache"] = mini.run_with_cache("two words")
+    given = {"seq": TEXT, "detection_pattern": "induction_head", **arguments}
+    with pytest.raises(error, match=message):
+        detect_head(mini, **given)
 
 
 # ------------------------------------------------------------------ bad calls of a model

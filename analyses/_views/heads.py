@@ -34,6 +34,7 @@ _MOST_TOKENS = 100  # prompts are written out until there are more
 _MOST_ROWS = 40  # of the table on a page
 # A head is called after its highest score where that is at least so much of its attention.
 ROLE_AT_LEAST = 0.4
+_HOVER = "Hover for the numbers; those that round to 0 are left out."
 _LEAST_LOSS = 0.1  # nats: smaller changes of the loss get no full colour
 _REPEATS = ("duplicate_token", "induction")
 
@@ -243,7 +244,7 @@ def add(page: report.Page, found: "HeadScores", top_k: int) -> None:
     hint = " Click a cell to see the head's attention below." if opens else ""
     page.figure(
         found.plot(),
-        f"Scores of every head: the mean over examples. Hover for numbers.{hint}",
+        f"Scores of every head, the mean over examples. {_HOVER}{hint}",
         opens=opens,
     )
     for name in found.without_target:
@@ -251,12 +252,9 @@ def add(page: report.Page, found: "HeadScores", top_k: int) -> None:
     page.heading("The highest heads of each score")
     _add_ranks(page, found, top_k)
     _add_table(page, found, top_k)
-    if found.patterns is not None:
-        _add_patterns(page, found)
-    if found.ablation is not None:
-        _add_ablation(page, found)
-    if found.copying is not None:
-        _add_copying(page, found)
+    _add_ablation(page, found)
+    _add_copying(page, found)
+    _add_patterns(page, found)
 
 
 def _shown(found: "HeadScores") -> tuple[Sequence[Sequence[str]], str]:
@@ -361,9 +359,10 @@ def _add_ablation(page: report.Page, found: "HeadScores") -> None:
         return
     page.heading("What is lost without each head")
     page.text(_lost(found))
+    figure = ablation.effects.plot("change").update_yaxes(autorange="reversed")
     page.figure(
-        ablation.effects.plot("change").update_yaxes(autorange="reversed"),
-        "Change of the loss, in nats per token. Red: the loss rises without the head.",
+        figure.update_traces(colorbar_title_text="change, nats"),
+        f"Change of the loss. Red: it rises without the head. {_HOVER}",
         opens=_opens(found),
     )
 
@@ -389,7 +388,7 @@ def _add_copying(page: report.Page, found: "HeadScores") -> None:
     panels = {"copying": copying.copying, "negative_copying": copying.negative_copying}
     page.figure(
         heat_maps({name: (values, None) for name, values in panels.items()}, "share of tokens"),
-        "From the weights alone: wherever the head attends.",
+        f"From the weights alone, wherever the head attends. {_HOVER}",
         opens=_opens(found),
     )
 
