@@ -527,7 +527,7 @@ def main(
 
     def page() -> report.Page:
         if together is None:
-            return looks.page([(found[0][0], last)], top_k)
+            return looks.page(found[0][0], last, top_k)
         return looks.average_page(last, top_k, found)
 
     cli.write_outputs(

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 # What a page carries of each table at most: so many rows, then so many bytes, compressed.
-MOST_ROWS = 200_000
+MOST_ROWS = 100_000
 MOST_BYTES = 4 * 2**20
 _LONGEST_NAME = 80
 
@@ -77,7 +77,7 @@ def download(name: str, frame: "pd.DataFrame", number: int) -> tuple[str, bool]:
         return _left_out(name, f"{rows}, of which a page carries at most {MOST_ROWS:,}"), False
     # What no file in UTF-8 can hold is escaped, as everywhere in the page.
     text = cli.csv_text(frame).encode("utf-8", "backslashreplace")
-    packed = gzip.compress(text, mtime=0)
+    packed = gzip.compress(text, 6, mtime=0)
     if len(packed) > MOST_BYTES:
         size = f"{size_text(len(packed))} compressed, of {size_text(MOST_BYTES)} at most"
         return _left_out(name, f"{rows}, {size}"), False

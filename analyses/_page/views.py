@@ -22,10 +22,13 @@ if TYPE_CHECKING:
 # circuitsvis draws about 20,000 cells a second, those of all heads anew when another one is chosen.
 MOST_CELLS = 2**16
 # With more, heads are chosen by a click alone, not by passing over them.
-_MOST_CELLS_HOVER = 2**13
+MOST_CELLS_HOVER = 2**13
 _CLICK = "So many numbers: choose a head by a click."
 # Each token has a tooltip of its own; a thousand are made in about a second.
 MOST_TOKENS = 4096
+
+# The width of charts that fit a screen, in CSS pixels; of many tokens they may be wider.
+_CHART = 720
 
 # The colours of figures in light pages; in dark ones the whole view is inverted.
 _BLUE, _DARK_BLUE, _RED = "#15498a", "#123f7d", "#8c1d18"
@@ -41,6 +44,7 @@ class View:
         note: what its colours mean.
         shortened: tokens that are shown shortened: where each is, and what it is in full.
         height: about how high it is, in CSS pixels.
+        width: how wide it may be, in CSS pixels; None: as wide as the page.
         click_only: whether only a click chooses a head.
     """
 
@@ -49,6 +53,7 @@ class View:
     note: str = ""
     shortened: tuple[tuple[str, str], ...] = ()
     height: int = 400
+    width: int | None = None
     click_only: bool = False
 
     def part(self, name: str, caption: str) -> str:
@@ -63,6 +68,7 @@ class View:
         whole = "".join(
             f"<li>{html_text(where)}: {html_text(text)}</li>" for where, text in self.shortened
         )
+        most = "" if self.width is None else f";max-width:{self.width}px"
         if whole:
             whole = (
                 f"<details><summary>Shortened above, in full</summary><ul>{whole}</ul></details>"
@@ -70,7 +76,7 @@ class View:
         return (
             f'<figure><div class="mount" data-spec="{name}" role="group" '
             f'aria-label="{html_text(caption or self.component)}" '
-            f'style="min-height:{self.height}px"></div>'
+            f'style="min-height:{self.height}px{most}"></div>'
             f"<figcaption>{html_text(notes)}</figcaption>{whole}</figure>"
             f'<script type="application/json" id="{name}">{script_json(spec)}</script>'
         )
@@ -154,18 +160,16 @@ def _attention(
     if causal:  # rows that end with the query: what is not there is not drawn
         props.cut_rows("attention")
     note = _colours(props, values, limit)
+    width = min(max(_CHART, 10 * side + 160), 2 * _CHART)
     return View(
         component,
         props.done(maskUpperTri=False, zoomed=True),
         note,
         props.shortened,
-        height=_chart_height(side) + (0 if names is None else 160 + 100 * ((n_heads - 1) // 12)),
-        click_only=cells > _MOST_CELLS_HOVER,
+        height=min(128 * side, width) + (40 if names is None else 180 + 70 * ((n_heads - 1) // 12)),
+        width=width,
+        click_only=cells > MOST_CELLS_HOVER,
     )
-
-
-def _chart_height(side: int) -> int:
-    return min(128 * side, 860) + 40
 
 
 def colored_tokens(
@@ -264,6 +268,11 @@ def circuitsvis_view(component: str, **props: Any) -> View:
     return View(component, checked.done(), "", checked.shortened, height=480)
 
 
+def view_colours(signed: bool) -> dict[str, str]:
+    """The colours of numbers above and below 0, as circuitsvis takes them."""
+    return {"positiveColor": _RED if signed else _BLUE, "negativeColor": _DARK_BLUE}
+
+
 def _colours(props: Props, values: "Tensor", limit: float | None) -> str:
     """Set the colours and their limits, and say what they are."""
     most, least = float(values.max()), float(values.min())
@@ -272,12 +281,7 @@ def _colours(props: Props, values: "Tensor", limit: float | None) -> str:
     if not 0 < limit < float("inf"):
         raise ValueError(f"limit is {limit}, expected a positive number")
     signed = least < 0
-    props.set(
-        minValue=-limit,
-        maxValue=limit,
-        positiveColor=_RED if signed else _BLUE,
-        negativeColor=_DARK_BLUE,
-    )
+    props.set(minValue=-limit, maxValue=limit, **view_colours(signed))
     if signed:
         return f"White is 0, full red {limit:.4g} and above, full blue −{limit:.4g} and below."
     return f"White is 0, full blue {limit:.4g}{' and above' if most > limit else ''}."

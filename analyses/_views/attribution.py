@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from analyses import cli, report
 from analyses._views import effects as effects_views
+from analyses._views.sources import table_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -215,6 +216,7 @@ def page(results: Sequence[tuple[str, "Attribution"]], top_k: int) -> report.Pag
         for view, title in (("attn_bias", "attention output biases"), ("mlp_bias", "MLP biases")):
             if view in found.views:
                 page.text(f"By layer, {title}: {_in_order(found[view])}.")
+    page.data("attribution", table_of(results))
     page.provenance(first.provenance)
     return page
 

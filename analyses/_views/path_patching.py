@@ -124,6 +124,7 @@ def page(result: "PathPatching", top_k: int = 10) -> report.Page:
             "What becomes of the metric when one of them sends what it sends in the other run. "
             "Those that come after all receivers cannot reach them: exactly 0.",
         )
+    page.data("path_patching", result.to_frame())
     page.provenance(result.provenance)
     return page
 
