@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyses._page.document import document
 from analyses._page.frame import frame
-from analyses._page.head_maps import HeadMaps, MapKind
+from analyses._page.head_maps import BUDGET, HeadMaps, MapKind
 from analyses._page.provenance import Provenance, package_version, weights_sha256
 from analyses._page.tables import Shaded, download, table
 from analyses._page.text import clipped, html_text, plotly_text, rounded, script_json
@@ -151,23 +151,39 @@ class Page:
         self._figures += 1
         self._scripts |= {"plotly", "themes", "figures"}
 
-    def head_maps(self, maps: HeadMaps, caption: str = "") -> None:
+    def head_maps(
+        self,
+        maps: HeadMaps,
+        caption: str = "",
+        *,
+        side_by_side: bool = False,
+        budget: int = BUDGET,
+    ) -> None:
         """Add maps of heads: all as small ones, one large, and what a chosen token attends to.
+
+        Args:
+            maps: what to show.
+            caption: stands before it.
+            side_by_side: also all heads of the chosen one's layer, by circuitsvis.
+            budget: how many numbers the page may hold for it.
 
         Raises:
             ValueError: see `HeadMaps.spec`.
         """
-        spec = maps.spec()
+        spec = maps.spec(budget)
         name = f"maps-{self._maps}"
         for note in (caption, spec["leftOut"]):
             if note:
                 self.text(note)
         self._parts.append(
-            f'<section class="head-maps" data-spec="{name}"></section>'
+            f'<section class="head-maps" data-spec="{name}"'
+            f"{' data-side-by-side' if side_by_side else ''}></section>"
             f'<script type="application/json" id="{name}">{script_json(spec)}</script>'
         )
         self._maps += 1
         self._scripts |= {"plotly", "themes", "figures", "heads"}
+        if side_by_side:
+            self._scripts |= {"circuitsvis", "views"}
 
     def view(self, view: View, caption: str = "") -> None:
         """Add a view of circuitsvis. The functions that make one are in this module."""
