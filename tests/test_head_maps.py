@@ -359,3 +359,20 @@ def test_heads_of_a_layer_side_by_side(opened: _browser.Page) -> None:
     opened.wait_for("document.querySelectorAll('.layer [data-head]').length == 1")
     assert opened.evaluate(names) == ["2.1"]
     assert "Heads of layer 2 side by side: pattern" in opened.text()
+
+
+def test_heads_open_under_their_own_heading(browser: _browser.Browser) -> None:
+    page = Page("Sections")
+    for name in ("one", "two"):
+        page.heading(name)
+        page.head_maps(maps_of(N))
+        page.table(["head"], [[Shaded("2.1", 0.5, opens="2.1")]])
+    page.heading("summary")
+    page.table(["head"], [[Shaded("0.1", 0.5, opens="0.1")]])
+    with browser.open(page.html()) as opened:
+        opened.click("[data-open]", 0)
+        assert [title for title in titles(opened) if title.startswith("Head")] == [
+            "Head 2.1: pattern", "Head 0.0: pattern",
+        ]  # fmt: skip
+        opened.click("[data-open]", 2)
+        assert titles(opened)[2] == "Head 0.1: pattern"

@@ -390,11 +390,14 @@ addEventListener("theme", ({detail}) => {
   found ??= [...document.querySelectorAll(".head-maps")].map(section => new HeadMaps(section));
   for (const maps of found) maps.theme(detail);
 });
-// Whatever has `data-open` opens that head in the next maps of the page, or the last ones.
+// Whatever has `data-open` opens that head in maps under the same heading, the next, or the last.
 const openHead = (from, name) => {
-  const follows = maps =>
-    from.compareDocumentPosition(maps.section) & Node.DOCUMENT_POSITION_FOLLOWING;
-  const maps = found.find(follows) ?? found.at(-1);
+  const follows = (node, other) =>
+    node.compareDocumentPosition(other) & Node.DOCUMENT_POSITION_FOLLOWING;
+  const heading = node =>
+    [...document.querySelectorAll("h2")].filter(h2 => follows(h2, node)).at(-1);
+  const maps = found.find(({section}) => heading(section) === heading(from))
+    ?? found.find(({section}) => follows(from, section)) ?? found.at(-1);
   const head = maps ? maps.names.indexOf(name) : -1;
   if (head < 0) return;
   maps.open(head);
