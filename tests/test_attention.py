@@ -1,5 +1,6 @@
 """Attention: its matrices against a naive computation, selections, differences, tables, pages."""
 
+import dataclasses
 import io
 import json
 import math
@@ -12,6 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from _browser import Browser
 from rich.console import Console
 from torch import Tensor
 
@@ -20,6 +22,7 @@ from analyses import attention as module
 from analyses import cli
 from analyses._head_names import Head, checked_heads, checked_layers
 from analyses._views import attention as views
+from analyses._views.attention_page import page as page_of
 from analyses.attention import MATRICES, AttentionDifference, AttentionPatterns, attention
 from interp import HookedGPT2, HookedGPT2Config
 from interp.tokenizer import Tokenizer
@@ -585,6 +588,40 @@ def test_small_maps_of_a_long_prompt_show_blocks_and_say_so(
     assert pooled.tolist() == [[-3.0]]
 
 
+def test_a_layer_side_by_side_and_coloured_tokens(result: AttentionPatterns) -> None:
+    view = result.side_by_side(-2)
+    assert view.props["attentionHeadNames"] == ["1.0", "1.1"]
+    for i, name in enumerate(("1.0", "1.1")):
+        rows = view.props["attention"][i]
+        assert rows[5] == pytest.approx(result.head(name)[5, :6].tolist(), rel=1e-5)
+    raw = result.side_by_side(1, "raw_scores").props["attention"]
+    assert raw[0][2] == pytest.approx(result.head("1.0", "raw_scores")[2].tolist(), rel=1e-5)
+    best = result.busiest_layer()
+    assert result.side_by_side().props["attentionHeadNames"] == [f"{best}.0", f"{best}.1"]
+    view = result.attended("2.1", 4, "scores")
+    expected = [*result.head("2.1", "scores")[4, :5].tolist(), 0, 0]
+    assert view.props["values"] == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(ValueError, match="layer 0 is not in this result"):
+        result.select(layers=1).side_by_side(0)
+
+
+def test_heads_with_most_to_see_come_first(result: AttentionPatterns) -> None:
+    pattern = torch.zeros(6, 7, 7)
+    pattern[:, range(7), range(7)] = 1  # to themselves
+    pattern[2, 1:] = torch.eye(7)[:6]  # to the token before
+    pattern[4, :, 1:] = 0
+    pattern[4, :, 0] = 1  # to the first
+    pattern[5, 4:] = torch.eye(7)[2]
+    found = dataclasses.replace(result, pattern=pattern.double())
+    assert [str(head) for head in found.busiest()[:2]] == ["1.0", "2.1"]
+    assert found.busiest_layer() == 1
+    same = found.difference(found)
+    assert same.busiest()[0] == ALL[0]
+    changed = dataclasses.replace(found, pattern=found.pattern.clone())
+    changed.pattern[3, 5, 2] = 0.1
+    assert str(changed.difference(found).busiest()[0]) == "1.1"
+
+
 def _console(width: int = 120) -> Console:
     return Console(file=io.StringIO(), width=width)
 
@@ -662,6 +699,41 @@ def test_steps_of_a_long_prompt_are_cut_and_said(model: HookedGPT2) -> None:
     page = long.page().html()
     found = re.search(r"Of (\d+) keys up to the query the 24 with the largest share", page)
     assert found and 30 < int(found[1]) <= 60
+
+
+def test_a_page_of_two_prompts_in_a_browser(
+    browser: Browser, model: HookedGPT2, result: AttentionPatterns, tmp_path: Path
+) -> None:
+    hostile = attention(model, "a" + "".join(HOSTILE), layers=[0, 2])
+    difference = result.difference(attention(model, TOKENS.flip(0)))
+    page_of([("one", result), ("two", hostile), ("three", difference)]).write(tmp_path / "p.html")
+    titles = (
+        "[...document.querySelectorAll('.head-maps')].map(e => e.querySelector('h3').innerText)"
+    )
+    with browser.open(tmp_path / "p.html") as page:
+        before = page.evaluate(titles)
+        other = next(str(head) for head in ALL if f"Head {head}:" not in before[0])
+        page.click(f"[data-open='{other}']")
+        after = page.evaluate(titles)
+        assert after[0].startswith(f"Head {other}:") and after[1:] == before[1:]
+        assert [text for text in HOSTILE[:4] if text in page.text()] == HOSTILE[:4]
+        page.click("[data-table='table-1']")
+        data = page.download()
+        assert page.console == []
+        assert page.requests == []
+    assert data.name == "one attention.csv"
+    frame = pd.read_csv(io.BytesIO(data.data))
+    assert frame["pattern"].tolist() == pytest.approx(result.to_frame()["pattern"].tolist())
+
+
+def test_a_notebook_shows_all_heads(browser: Browser, result: AttentionPatterns) -> None:
+    shown = result._repr_html_()
+    with browser.open(f"<!DOCTYPE html><meta charset='utf-8'><p>before{shown}<p>after") as page:
+        (frame,) = page.frames
+        frame.wait_for("document.querySelectorAll('.thumb').length == 6")
+        assert "after" in page.text()
+        assert page.console == []
+        assert page.requests == []
 
 
 # ------------------------------------------------------------------ the bundled model

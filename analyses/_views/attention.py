@@ -2,10 +2,11 @@
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses import cli, report
 from analyses._attention_matrices import MATRICES
+from analyses._head_names import Head
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -275,8 +276,8 @@ def number(value: float, result: "AttentionMaps", matrix: str) -> str:
     """A number of a matrix, in few characters."""
     sign = "+" if result.signed else ""
     if matrix == "pattern":
-        return f"{value:{sign}.3f}"
-    return f"{value:{sign}.2f}"
+        return f"{value:{sign}z.3f}"
+    return f"{value:{sign}z.2f}"
 
 
 def link_text(row: dict[str, Any], matrix: str, result: "AttentionMaps", width: int = 14) -> str:
@@ -315,7 +316,7 @@ def show(
         console.print(f"of these, positions {', '.join(map(str, result.positions))}", style="dim")
     console.print()
     console.print(links_note(result, matrix, skip_first=skip_first))
-    cli.print_table(console, *links_columns(result, top_k, matrix, skip_first), "ranks")
+    cli.print_table(console, *_links_columns(result, top_k, matrix, skip_first), "ranks")
     if len(result.heads) == 1:
         _show_map(result, console, matrix)
     cli.print_scale(
@@ -343,29 +344,51 @@ def rest(result: "AttentionMaps") -> list[float | None]:
     return result.matrix("pattern")[:, 1:, 0].mean(-1).tolist()
 
 
-def links_columns(
+class Links(NamedTuple):
+    """The strongest links of each head, ready to be shown.
+
+    Attributes:
+        rows: per head, its rows of `AttentionMaps.links`.
+        rest: per head, its share of attention to position 0, where that was left out; else empty.
+        limit: the number that gets the full colour.
+    """
+
+    rows: list[list[dict[str, Any]]]
+    rest: list[float]
+    limit: float
+
+
+def links(result: "AttentionMaps", top_k: int, matrix: str, skip_first: bool) -> Links:
+    """The strongest links of each head."""
+    rows: dict[Head, list[dict[str, Any]]] = {head: [] for head in result.heads}
+    for row in result.links(top_k, matrix, skip_first=skip_first).to_dict("records"):
+        rows[Head(row["layer"], row["head"])].append(
+            {str(name): value for name, value in row.items()}
+        )
+    shares = [share for share in rest(result) if share is not None]
+    limit = 1.0
+    if not _is_share(result, matrix):
+        sizes = [abs(row[matrix]) for of_head in rows.values() for row in of_head]
+        limit = max(filter(math.isfinite, sizes), default=1.0) or 1.0
+    return Links(list(rows.values()), shares if skip_first else [], limit)
+
+
+def _links_columns(
     result: "AttentionMaps", top_k: int, matrix: str, skip_first: bool
 ) -> tuple[list[cli.Column], list[cli.Column]]:
     """The table of links, a row per head."""
+    found = links(result, top_k, matrix, skip_first)
     labels = [cli.Column("head", [cli.Cell(str(head)) for head in result.heads])]
-    cells = [cli.Cell(f"{share:.2f}", share) for share in rest(result) if share is not None]
-    if skip_first and cells:
-        labels.append(cli.Column("rest", cells))
-    rows = result.links(top_k, matrix, skip_first=skip_first).to_dict("records")
-    limit = 1.0
-    if not _is_share(result, matrix):
-        limit = max((abs(row[matrix]) for row in rows if math.isfinite(row[matrix])), default=1.0)
-    places = {(int(row["layer"]), int(row["head"]), int(row["rank"])): row for row in rows}
+    if found.rest:
+        labels.append(cli.Column("rest", [cli.Cell(f"{x:.2f}", x) for x in found.rest]))
     columns = []
-    for rank in range(max((int(row["rank"]) for row in rows), default=-1) + 1):
-        cells = []
-        for head in result.heads:
-            row = places.get((head.layer, head.head, rank))
-            if row is None:
-                cells.append(cli.Cell(""))
-                continue
-            shade = abs(row[matrix]) / (limit or 1.0)
-            cells.append(cli.Cell(link_text(row, matrix, result), shade))
+    for rank in range(max(map(len, found.rows))):
+        cells = [
+            cli.Cell(link_text(rows[rank], matrix, result), abs(rows[rank][matrix]) / found.limit)
+            if rank < len(rows)
+            else cli.Cell("")
+            for rows in found.rows
+        ]
         columns.append(cli.Column(f"rank {rank}", cells))
     return labels, columns
 
@@ -399,7 +422,7 @@ def _show_map(result: "AttentionMaps", console: "Console", matrix: str) -> None:
             if math.isnan(value):
                 cells.append(cli.Cell(""))
                 continue
-            text = f"{100 * value:.0f}" if hundredths else f"{value:.1f}"
+            text = f"{100 * value:z.0f}" if hundredths else f"{value:z.1f}"
             cells.append(cli.Cell(text, abs(value) / limit))
         columns.append(_right(f"{result.positions[key]}\n{token}", cells))
     rows = cli.Column("query", [cli.Cell(cli.shorten(name, 18)) for name in names])

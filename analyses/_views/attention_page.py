@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 # Kinds of maps, the most important first: where a page cannot hold all, the last are left out.
 _MAPS = ("pattern", "output_weighted", "value_weighted", "raw_scores", "scaled_scores")
+# So many numbers of maps are kept with a notebook.
+_NOTEBOOK_BUDGET = 2**18
 # Links per head in the table to download.
 _MOST_LINKS = 20
 # A table of steps with more keys than this is not followed any more.
@@ -37,7 +39,7 @@ def page(
 
     Args:
         results: names and results.
-        matrix: what the table of links is of.
+        matrix: what the table of links is of, and the maps show at first.
         top_k: how many links per head.
         skip_first: leave links to position 0 out of the table.
     """
@@ -52,10 +54,10 @@ def page(
         page.heading(name or ("Two prompts" if result.signed else "Prompt"))
         _add_prompts(page, result)
         shown, query = _worth_seeing(result)
-        page.head_maps(_maps(result, _MAPS, shown, query))
+        kinds = sorted(_MAPS, key=lambda name: name != matrix)  # the one asked for first
+        page.head_maps(_maps(result, kinds, shown, query), side_by_side=True)
         _add_steps(page, result, shown, query)
         _add_links(page, result, matrix, top_k, skip_first)
-        _add_layer(page, result)
         _add_data(page, result, name, skip_first)
     page.provenance(first.provenance)
     return page
@@ -104,9 +106,10 @@ def _add_prompts(page: report.Page, result: "Result") -> None:
 
 
 def notebook(result: "AttentionMaps") -> str:
-    """The heads' maps alone, for a notebook: about 5 MB, as it asks no network for anything."""
+    """The heads' maps alone, for a notebook. It asks no network for anything, so plotly's script is
+    in it (5 MB), and the maps take at most 2 MB more."""
     page = report.Page(f"Attention: {result.provenance.model}")
-    page.head_maps(_maps(result, _MAPS[:2], *_worth_seeing(result)))
+    page.head_maps(_maps(result, _MAPS[:2], *_worth_seeing(result)), budget=_NOTEBOOK_BUDGET)
     return page.frame(620, bare=True)
 
 
@@ -150,19 +153,11 @@ def _maps(
 def _explained(result: "AttentionMaps", name: str) -> str:
     text = MATRICES[name].explanation
     text = text[0].upper() + text[1:] + "."
-    return f"First prompt minus second. {text}" if result.signed else text
-
-
-def _add_layer(page: report.Page, result: "AttentionMaps") -> None:
-    """The heads of one layer, side by side."""
-    layer = result.busiest_layer()
-    page.subheading(f"The heads of layer {layer} side by side")
-    try:
-        view = result.side_by_side(layer)
-    except ValueError as error:
-        page.text(f"Left out: {error}.")
-        return
-    page.view(view, f"{views.title(result, 'pattern').capitalize()} of the layer with most to see.")
+    if result.signed:
+        return f"First prompt minus second. {text}"
+    if name == "pattern" and len(result.positions) == result.n_tokens:
+        return f"{text[:-1]}; a row adds up to 1."
+    return text
 
 
 # ------------------------------------------------------------------ the steps
@@ -267,14 +262,20 @@ def _add_links(
     page.subheading("Strongest links")
     note = views.links_note(result, matrix, skip_first=skip_first)
     page.text(note[0].upper() + note[1:] + ". A click on a head opens it above.")
-    labels, columns = views.links_columns(result, top_k, matrix, skip_first)
-    rows = []
-    for head, *cells in zip(result.heads, *(c.cells for c in [*labels[1:], *columns]), strict=True):
-        row: list[str | report.Shaded] = [report.Shaded(str(head), math.nan, opens=str(head))]
-        for cell in cells:
-            row.append(cell.text if cell.shade is None else report.Shaded(cell.text, cell.shade))
-        rows.append(row)
-    page.table([column.header for column in [*labels, *columns]], rows)
+    found = views.links(result, top_k, matrix, skip_first)
+    signed = result.signed or MATRICES[matrix].signed
+    table = []
+    for index, (head, links) in enumerate(zip(result.heads, found.rows, strict=True)):
+        row = [report.Shaded(str(head), math.nan, opens=str(head))]
+        row += [report.Shaded(f"{share:.2f}", share) for share in found.rest[index : index + 1]]
+        for link in links:
+            number = link[matrix]
+            sign = (1 if number > 0 else -1) if signed else 0
+            text = views.link_text(link, matrix, result)
+            row.append(report.Shaded(text, abs(number) / found.limit, sign=sign))
+        table.append(row)
+    ranks = [f"rank {rank}" for rank in range(max(map(len, found.rows)))]
+    page.table(["head", *["rest"][: len(found.rest)], *ranks], table)
 
 
 def _add_data(page: report.Page, result: "AttentionMaps", name: str, skip_first: bool) -> None:
