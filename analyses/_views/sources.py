@@ -1,7 +1,7 @@
 """Results of several prompts in one table."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from analyses import cli
 
@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+@runtime_checkable
 class _Tabular(Protocol):
     def to_frame(self) -> "pd.DataFrame": ...
 
