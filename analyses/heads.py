@@ -445,6 +445,9 @@ def main(
             copying=copying,
             prepend_bos=prepend_bos,
         )
+    if prompts:
+        named = ", ".join(prompt.source for prompt in prompts)
+        found = replace(found, source=named if len(prompts) <= 3 else f"{len(prompts)} files")
     if html or json_path:
         found = found.hashed(loaded, cli.call("analyses.heads", sys.argv[1:]))
     cli.write_outputs(

@@ -1,5 +1,6 @@
 """Scores of heads: known answers by hand, any attention, padding, and the heads of mini."""
 
+import io
 import json
 
 import pandas as pd
@@ -564,6 +565,35 @@ def test_other_measures_are_in_tables_and_pages(of_mini, tmp_path):
     assert "What each head writes about the token it attends to" in page
     plain = json.loads(json.dumps(of_mini.to_dict()))
     assert len(plain["copying"]["tokens"]) > 100
+
+
+def test_page_in_a_browser(of_mini, tmp_path, browser):
+    """What is clicked opens that head: cells of the tables, and of the heat maps, whose layer 0 is
+    on top."""
+    of_mini.to_html(tmp_path / "page.html", top_k=3)
+    with browser.open(tmp_path / "page.html") as page:
+
+        def opens(head, of):
+            page.wait_for(f"document.querySelector('.head-maps h3').textContent.includes('{head}')")
+            assert of in page.text()
+
+        page.wait_for("document.querySelectorAll('.plot .heatmaplayer').length === 5 + 1 + 2")
+        # Pages scroll smoothly to the head: a click would meet what is still on its way.
+        page.evaluate("""(scroll => {
+            Element.prototype.scrollIntoView = function () { scroll.call(this, {block: "center"}) };
+        })(Element.prototype.scrollIntoView)""")
+        opens("3.3", "induction head. previous_token")
+        page.click("[data-open='0.0']")
+        opens("0.0", "previous_token head. previous_token 0.9")
+        induction, ablation, copying = 4, 5, 6
+        for panel, layer, head in ((induction, 3, 4), (ablation, 0, 3), (copying, 2, 5)):
+            page.click(".plot .nsewdrag", panel, at=((head + 0.5) / 6, (layer + 0.5) / 4))
+            opens(f"{layer}.{head}", f"induction {float(of_mini['induction'][layer, head]):.3f}")
+        page.click("button[data-file='heads.csv']")
+        table = pd.read_csv(io.BytesIO(page.download().data), keep_default_na=False)
+        pd.testing.assert_frame_equal(table, of_mini.table())
+        assert page.console == []
+        assert page.requests == []
 
 
 def test_prompts_of_unequal_length(mini):

@@ -196,7 +196,9 @@ def ranks(found: "HeadScores", k: int) -> list[Rank]:
         heads = [head for head in found.ranked(name)[:k] if float(measures[name][head])]
         values = [float(measures[name][head]) for head in heads]
         full = max([_LEAST_LOSS if name == "ablation" else 1.0, *values])
-        even = f"{found.even_score(name):.3f}" if name in found.names and heads else ""
+        even = "no target" if name in found.without_target else ""
+        if name in found.names and not even:
+            even = f"{found.even_score(name):.3f}"
         rows.append(Rank(name, meaning, even, heads, values, full))
     return rows
 
