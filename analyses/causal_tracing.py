@@ -512,14 +512,8 @@ def main(
                     **options,
                 )
             found.append((prompt.source, trace))
-            console.print()
-            console.print(prompt.source, style="bold", soft_wrap=True)
-            looks.show(trace, console, top_k)
         if len(found) > 1:
             together = tracing.average([trace for _, trace in found])
-    if together is not None:
-        console.print()
-        looks.show_average(together, console, top_k)
     last: Any = together or found[0][1]
     if html or json_path:
         call = cli.call("analyses.causal_tracing", sys.argv[1:])
@@ -539,6 +533,13 @@ def main(
         json=json_path,
         data=last.to_dict,
     )
+    for source, trace in found:
+        console.print()
+        console.print(source, style="bold", soft_wrap=True)
+        looks.show(trace, console, top_k)
+    if together is not None:
+        console.print()
+        looks.show_average(together, console, top_k)
 
 
 def _check_per_file(option: str, given: Sequence[str], files: Sequence[str]) -> None:

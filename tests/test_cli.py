@@ -360,6 +360,17 @@ def test_messages_are_one_line(capsys: Any, error: Exception, line: str) -> None
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
+def test_files_are_written_before_tables_are_shown(
+    command: Any, prompt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analyses._views.logit_lens.show", interrupted)
+    assert command(prompt, "--model", "mini", "--csv", tmp_path / "table.csv").status == 130
+    assert (tmp_path / "table.csv").exists()
+
+
 # ------------------------------------------------------------------ help
 
 
