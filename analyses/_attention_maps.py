@@ -3,6 +3,7 @@
 [`analyses.attention`][] makes the results and says what the matrices mean.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -234,7 +235,7 @@ class AttentionMaps(ABC):
         the matrix by its name.
 
         Args:
-            top_k: how many per head; fewer where there are not so many.
+            top_k: how many per head; fewer where there are not so many. A NaN comes last.
             matrix: one of `MATRICES`. Strongest is largest, in a difference furthest from 0.
             skip_first: leave out links to position 0.
 
@@ -251,6 +252,7 @@ class AttentionMaps(ABC):
         places = allowed.reshape(-1).nonzero()[:, 0]
         values = self.matrix(matrix).flatten(1)[:, places]
         strength = values.abs() if self.signed else values
+        strength = strength.masked_fill(strength.isnan(), -math.inf)
         order = strength.topk(min(top_k, len(places))).indices
         rows = []
         for head, best, numbers in zip(

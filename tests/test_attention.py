@@ -383,6 +383,30 @@ def test_a_difference(model: HookedGPT2, result: AttentionPatterns) -> None:
     assert "first minus second" in repr(difference)
 
 
+def test_a_difference_of_two_models(model: HookedGPT2, result: AttentionPatterns) -> None:
+    lower = attention(build(dtype=torch.bfloat16), TOKENS)
+    page = result.difference(lower).page().html()
+    assert "First: 7 tokens, given as token ids, read by gpt2-from-config in float64." in page
+    assert "Second: 7 tokens, given as token ids, read by gpt2-from-config in bfloat16." in page
+    assert "read by" not in result.difference(attention(model, TOKENS.flip(0))).page().html()
+
+
+def test_numbers_that_are_none(model: HookedGPT2) -> None:
+    def spoil(pattern: Tensor, hook: Any) -> Tensor:
+        pattern[0, 1, 4, 2] = math.nan
+        return pattern
+
+    with model.hooks([("blocks.2.attn.hook_pattern", spoil)]):
+        found = attention(model, TOKENS, heads="2.1")
+    links = found.links(100)
+    assert links["pattern"].isna().tolist() == [False] * 20 + [True]
+    assert found.to_dict()["heads"][0]["pattern"][4][2] is None
+    assert math.isnan(found.plot("2.1").data[0].z[4][2])
+    assert "2.1: " in repr(found)
+    with pytest.raises(ValueError, match="pattern holds NaN or infinity"):
+        found.page()
+
+
 def test_differences_that_there_are_not(model: HookedGPT2, result: AttentionPatterns) -> None:
     with pytest.raises(ValueError, match=r"7 are \['.*; 6 are \["):
         result.difference(attention(model, TOKENS[:6]))
@@ -652,7 +676,7 @@ def test_the_terminal_of_a_difference(model: HookedGPT2, result: AttentionPatter
     views.show(result.difference(attention(model, TOKENS.flip(0))), console)
     text = " ".join(_printed(console).split())
     assert "first minus second prompt" in text
-    assert "first: 7 tokens" in text and "second: 7 tokens" in text
+    assert "First: 7 tokens" in text and "Second: 7 tokens" in text
     assert re.search(r"→ \d \S+ [+-]0\.\d{3}", text)
 
 
@@ -711,14 +735,14 @@ def test_a_page_of_two_prompts_in_a_browser(
         "[...document.querySelectorAll('.head-maps')].map(e => e.querySelector('h3').innerText)"
     )
     with browser.open(tmp_path / "p.html") as page:
+        page.click("[data-file='one attention.csv']")
+        data = page.download()
         before = page.evaluate(titles)
         other = next(str(head) for head in ALL if f"Head {head}:" not in before[0])
         page.click(f"[data-open='{other}']")
         after = page.evaluate(titles)
         assert after[0].startswith(f"Head {other}:") and after[1:] == before[1:]
         assert [text for text in HOSTILE[:4] if text in page.text()] == HOSTILE[:4]
-        page.click("[data-table='table-1']")
-        data = page.download()
         assert page.console == []
         assert page.requests == []
     assert data.name == "one attention.csv"

@@ -36,6 +36,31 @@ def count(n: int, what: str) -> str:
     return f"{n} {what}{'s'[: n != 1]}"
 
 
+def prompts(result: "AttentionMaps") -> "list[tuple[str, AttentionPatterns]]":
+    """The prompts of a result, each with a line about it."""
+    from analyses._attention_result import AttentionDifference, AttentionPatterns
+
+    found: dict[str, AttentionPatterns] = {}
+    if isinstance(result, AttentionDifference):
+        found = {"First: ": result.first, "Second: ": result.second}
+    elif isinstance(result, AttentionPatterns):
+        found = {"": result}
+    read_by = {what: _read_by(prompt) for what, prompt in found.items()}
+    several = len(set(read_by.values())) > 1
+    return [
+        (
+            f"{what}{count(prompt.n_tokens, 'token')}, {bos_note(prompt.prepend_bos)}"
+            f"{f', read by {read_by[what]}' if several else ''}",
+            prompt,
+        )
+        for what, prompt in found.items()
+    ]
+
+
+def _read_by(prompt: "AttentionPatterns") -> str:
+    return f"{prompt.provenance.model} in {prompt.provenance.dtype}"
+
+
 def token_labels(result: "AttentionMaps", width: int | None = None) -> list[str]:
     """The tokens at `result.positions`, for reading; of a difference both where they differ."""
     labels = []
@@ -302,13 +327,8 @@ def show(
     skip_first: bool = True,
 ) -> None:
     """Print a result: tokens, the strongest links of each head, and of a single head its map."""
-    from analyses._attention_result import AttentionPatterns
-
-    one = isinstance(result, AttentionPatterns)
-    prompts = [result] if one else [result.first, result.second]  # type: ignore[attr-defined]
-    for prompt, what in zip(prompts, ("",) if one else ("first: ", "second: "), strict=True):
-        note = bos_note(prompt.prepend_bos)
-        console.print(f"{what}{count(prompt.n_tokens, 'token')} ({note}):", style="dim")
+    for note, prompt in prompts(result):
+        console.print(f"{note}:", style="dim", soft_wrap=True)
         console.print(" ".join(map(cli.visible, prompt.str_tokens)), soft_wrap=True)
         if prompt.hooked:
             console.print(f"functions listened at {', '.join(prompt.hooked)}")

@@ -77,20 +77,10 @@ def _worth_seeing(result: "AttentionMaps") -> "tuple[Head, int]":
     return result.heads[head], result.positions[half + query]
 
 
-def _prompts(result: "Result") -> "list[tuple[str, AttentionPatterns]]":
-    from analyses._attention_result import AttentionDifference
-
-    if isinstance(result, AttentionDifference):
-        return [("First: ", result.first), ("Second: ", result.second)]
-    return [("", result)]
-
-
 def _add_prompts(page: report.Page, result: "Result") -> None:
-    for what, prompt in _prompts(result):
+    for note, prompt in views.prompts(result):
         page.tokens([cli.visible(one) for one in prompt.str_tokens], prompt.prepend_bos is True)
-        note = (
-            f"{what}{views.count(prompt.n_tokens, 'token')}, {views.bos_note(prompt.prepend_bos)}."
-        )
+        note += "."
         if prompt.hooked:
             note += (
                 f" Functions listened at {', '.join(prompt.hooked)}: all numbers are of the run "
