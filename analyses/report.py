@@ -7,7 +7,8 @@ markup included. It follows the reader's light or dark theme.
 """
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -63,6 +64,10 @@ _NO_SCRIPT = (
 )
 
 
+# More are shown in a box that scrolls.
+_MANY_TOKENS = 400
+
+
 @dataclass
 class Page:
     """A page, filled from top to bottom and then written.
@@ -93,6 +98,14 @@ class Page:
         """Add a paragraph."""
         self._parts.append(f"<p>{html_text(text)}</p>")
 
+    @contextmanager
+    def folded(self, summary: str) -> Iterator[None]:
+        """What is added meanwhile is hidden until the reader unfolds it. No figures: they need to
+        be seen to know how wide they are."""
+        self._parts.append(f"<details><summary>{html_text(summary)}</summary>")
+        yield
+        self._parts.append("</details>")
+
     def tokens(self, tokens: Sequence[str], prepended: bool) -> None:
         """Show the tokens of a prompt as they were used, with their positions on hovering.
 
@@ -111,7 +124,8 @@ class Page:
                 f'<span class="token{" added" if added else ""}" title="{html_text(note)}">'
                 f"{clipped(token)[0]}</span>"
             )
-        self._parts.append(f'<p class="tokens">{"".join(spans)}</p>')
+        many = " many" if len(tokens) > _MANY_TOKENS else ""
+        self._parts.append(f'<p class="tokens{many}">{"".join(spans)}</p>')
 
     def figure(
         self, figure: "go.Figure", caption: str = "", opens: Sequence[Sequence[str]] | None = None

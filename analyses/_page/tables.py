@@ -39,7 +39,7 @@ class Shaded(NamedTuple):
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str | Shaded]]) -> str:
     """A table as HTML."""
-    head = "".join(f'<th scope="col">{html_text(header)}</th>' for header in headers)
+    head = "".join(f'<th scope="col">{clipped(header)[0]}</th>' for header in headers)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'

@@ -1,15 +1,35 @@
-"""Results of several prompts in one table."""
+"""Results of several prompts on one page: their table, and the prompts that few will read."""
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Protocol
 
-from analyses import cli
+from analyses import cli, report
 
 if TYPE_CHECKING:
     import pandas as pd
 
+# Pages write out no more prompts than this.
+_MOST_FOLDED = 200
 
-@runtime_checkable
+
+def add_rest(page: report.Page, first: int, n: int, what: str, add: Callable[[int], None]) -> None:
+    """Put the prompts behind the first few on a page, folded away.
+
+    Args:
+        first: how many are there already.
+        n: how many there are in all.
+        what: what they are called.
+        add: puts the one of a number on the page.
+    """
+    if n <= first:
+        return
+    with page.folded(f"And {n - first} more {what}"):
+        for index in range(first, min(n, _MOST_FOLDED)):
+            add(index)
+        if n > _MOST_FOLDED:
+            page.text(f"And {n - _MOST_FOLDED} more, which --json and to_dict() have.")
+
+
 class _Tabular(Protocol):
     def to_frame(self) -> "pd.DataFrame": ...
 
