@@ -15,6 +15,7 @@ from analyses._head_copying import CopyingScores
 from analyses._head_names import Head
 from analyses._head_run import KeptPatterns
 from analyses._views import heads as views
+from analyses._views import heads_page
 from analyses._views.heads import ROLE_AT_LEAST
 from analyses.ablation import Ablation
 from analyses.effects import Effects
@@ -275,7 +276,7 @@ class HeadScores:
 
     def page(self, top_k: int = 5) -> report.Page:
         """The page that `to_html` writes, with the `top_k` highest heads of each score."""
-        return views.page(self, top_k)
+        return heads_page.page(self, top_k)
 
     def to_html(
         self, path: str | PathLike[str], *, model: "HookedGPT2 | None" = None, top_k: int = 5

@@ -54,11 +54,10 @@ if TYPE_CHECKING or __name__ != "__main__":
     from analyses._head_names import Head
     from analyses._head_result import HeadScores
     from analyses._head_run import keep_patterns, kept_of, material, measure, repeated_tokens
-    from analyses._head_scores import (
+    from analyses._head_scores import checked_ids, checked_pattern, shares
+    from analyses._head_targets import (
         TARGETS,
         Target,
-        checked_ids,
-        checked_pattern,
         checked_scores,
         current_token_target,
         duplicate_token_target,
@@ -66,7 +65,6 @@ if TYPE_CHECKING or __name__ != "__main__":
         induction_target,
         links_of,
         previous_token_target,
-        shares,
     )
     from analyses.ablation import Ablation, ablation
     from analyses.metrics import loss
@@ -158,6 +156,9 @@ def head_scores(
 ) -> HeadScores:
     """Score heads by their patterns on one prompt, wherever these come from.
 
+        output = transformers_model(ids, output_attentions=True)
+        head_scores(torch.stack(output.attentions)[:, 0], ids)
+
     Args:
         pattern, attention_mask, weighted, causal: as in `pattern_score`.
         tokens: ids `pos`.
@@ -207,14 +208,8 @@ def head_scores(
 def _some_target(queries: Mapping[str, Sequence[int]]) -> None:
     """Refuse to return nothing but NaN."""
     if not any(sum(counts) for counts in queries.values()):
-        names = ", ".join(queries)
-        raise ValueError(
-            f"no query has a target for {names}: "
-            + ("no token occurs twice here" if set(queries) <= _REPEATS else "nothing to score")
-        )
-
-
-_REPEATS = {"duplicate_token", "induction"}
+        why = ": no token occurs twice" if set(queries) <= set(views.REPEATS) else ""
+        raise ValueError(f"no query has a target for {', '.join(queries)}{why}")
 
 
 def _ranking(found: HeadScores) -> list[Head]:

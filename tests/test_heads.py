@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import one_hot
 
 from analyses import cli
-from analyses._head_scores import checked_scores
+from analyses._head_targets import checked_scores
 from analyses._views import heads as views
 from analyses.heads import (
     SCORES,
@@ -412,6 +412,17 @@ def test_a_run_scores_every_prompt_as_its_patterns_alone(model, found):
     # The last prompt's two tokens differ, or not: then it counts or does not.
     assert found.queries["previous_token"] == (8, 5, 1)
     assert found.patterns is not None and found.patterns.values.shape == (4, 9, 9)
+
+
+def test_attention_from_another_library(reference_model):
+    theirs = reference_model(CFG | {"attn_implementation": "eager"})
+    ids = torch.randint(29, (1, 12), generator=torch.Generator().manual_seed(0)) % 6
+    attention = theirs(ids, output_attentions=True).attentions
+    found = head_scores(torch.stack(attention)[:, 0], ids, model_name="theirs")
+    ours = detect_heads(HookedGPT2.from_pretrained(theirs), ids)
+    for name in SCORES:
+        torch.testing.assert_close(found[name], ours[name], rtol=0, atol=1e-5)
+    assert "Heads: theirs" in found.page().html() and "theirs" in repr(found)
 
 
 def test_padding_on_the_left_changes_nothing(model, found):

@@ -1,4 +1,4 @@
-"""How scores of heads look: heat maps, a page, and tables for the terminal."""
+"""How scores of heads look: heat maps, and tables for the terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -24,6 +24,10 @@ EXPLANATIONS = {
     "duplicate_token": "attention to the same token earlier",
     "induction": "attention to what followed the same token earlier",
 }
+# Those that have targets only where a token comes again.
+REPEATS = ("duplicate_token", "induction")
+# A head is called after its highest score where that is at least so much of its attention.
+ROLE_AT_LEAST = 0.4
 
 _PAGE_WIDTH = 1340
 _BETWEEN, _BETWEEN_ROWS = 30, 104  # heat maps, with what stands beside and under them
@@ -31,12 +35,7 @@ _MARGINS = 170  # to the left and right of them, with the colour bar
 _LEAST_BAR = 110  # a colour bar needs so many pixels for its title
 _MOST_GRID = 60  # a terminal shows no larger grid than this
 _MOST_TOKENS = 100  # prompts are written out until there are more
-_MOST_ROWS = 40  # of the table on a page
-# A head is called after its highest score where that is at least so much of its attention.
-ROLE_AT_LEAST = 0.4
-_HOVER = "Hover for the numbers; those that round to 0 are left out."
 _LEAST_LOSS = 0.1  # nats: smaller changes of the loss get no full colour
-_REPEATS = ("duplicate_token", "induction")
 
 
 def explanation(name: str) -> str:
@@ -152,7 +151,7 @@ def _short(value: float) -> str:
     return f"{value:.2f}".replace("0.", ".", 1)
 
 
-def _number(value: float, digits: int = 3) -> str:
+def number(value: float, digits: int = 3) -> str:
     """A number for a table; nothing for NaN, and no minus before a zero."""
     text = "" if math.isnan(value) else f"{value:.{digits}f}"
     return text.removeprefix("-") if text and not float(text) else text
@@ -219,47 +218,10 @@ def listed(found: "HeadScores", k: int) -> "list[Head]":
     return sorted(chosen)
 
 
-# ------------------------------------------------------------------ the page
+# ------------------------------------------------------------------ words
 
 
-def page(found: "HeadScores", top_k: int) -> report.Page:
-    """A page with heat maps of all scores, the head table, patterns and provenance."""
-    page = report.Page(
-        f"Heads: {found.provenance.model}",
-        "What kind of head is it? A score is the attention that a head's queries pay to where a "
-        "head of that kind would look, averaged over the queries that have such a place: 1 is all "
-        "of it.",
-    )
-    add(page, found, top_k)
-    page.provenance(found.provenance)
-    return page
-
-
-def add(page: report.Page, found: "HeadScores", top_k: int) -> None:
-    """Put scores on a page."""
-    page.heading(found.source)
-    shown, more = _shown(found)
-    attribution_views.add_prompts(page, shown, found.prepend_bos)
-    if more:
-        page.text(more)
-    opens = _opens(found)
-    hint = " Click a cell to see the head's attention below." if opens else ""
-    page.figure(
-        found.plot(),
-        f"Scores of every head, the mean over examples. {_HOVER}{hint}",
-        opens=opens,
-    )
-    for name in found.without_target:
-        page.text(f"{name} has no score here: no query has a target.{_why(name)}")
-    page.heading("The highest heads of each score")
-    _add_ranks(page, found, top_k)
-    _add_table(page, found, top_k)
-    _add_ablation(page, found)
-    _add_copying(page, found)
-    _add_patterns(page, found)
-
-
-def _shown(found: "HeadScores") -> tuple[Sequence[Sequence[str]], str]:
+def shown_prompts(found: "HeadScores") -> tuple[Sequence[Sequence[str]], str]:
     """The first prompts, few enough to be read, and a line about the others."""
     lengths = [len(row) for row in found.str_tokens]
     k = max(1, sum(sum(lengths[: i + 1]) <= _MOST_TOKENS for i in range(min(4, len(lengths)))))
@@ -267,109 +229,7 @@ def _shown(found: "HeadScores") -> tuple[Sequence[Sequence[str]], str]:
     return found.str_tokens[:k], f"... and {more} more prompt{'s'[: more != 1]}." if more else ""
 
 
-def _why(name: str) -> str:
-    return " No token occurs twice." if name in _REPEATS else ""
-
-
-def _opens(found: "HeadScores") -> list[list[str]] | None:
-    """For each cell `layer head` the head to open, "" where its pattern was not kept."""
-    if found.patterns is None:
-        return None
-    kept = {str(head) for head in found.patterns.heads}
-    n_layers, n_heads = found[found.names[0]].shape
-    names = [[f"{layer}.{head}" for head in range(n_heads)] for layer in range(n_layers)]
-    return [[name if name in kept else "" for name in row] for row in names]
-
-
-def _cell(found: "HeadScores", head: "Head", text: str, shade: float) -> report.Shaded:
-    """A cell that opens a head's attention, where that was kept."""
-    kept = found.patterns is not None and head in found.patterns.heads
-    note = f"see the attention of head {head}" if kept else f"head {head}"
-    return report.Shaded(text, shade, note, opens=str(head) if kept else "")
-
-
-def _add_ranks(page: report.Page, found: "HeadScores", top_k: int) -> None:
-    rows = []
-    for rank in ranks(found, top_k):
-        over = queries(found, rank.name) if rank.name in found.names else ""
-        cells: list[str | report.Shaded] = [rank.name, over, rank.even]
-        for head, value in zip(rank.heads, rank.values, strict=True):
-            shade = max(value, 0.0) / rank.full
-            cells.append(_cell(found, head, f"{head}: {_number(value)}", shade))
-        rows.append(cells + [""] * (3 + top_k - len(cells)) + [rank.meaning])
-    ordinals = [f"{i}." for i in range(1, top_k + 1)]
-    page.table(["score", "mean over", "even attention", *ordinals, "what it measures"], rows)
-
-
-def _add_table(page: report.Page, found: "HeadScores", top_k: int) -> None:
-    heads, k = listed(found, top_k), top_k
-    while len(heads) > _MOST_ROWS and k > 1:
-        k -= 1
-        heads = listed(found, k)
-    roles, n_all = found.roles(), len(found.roles())
-    many = "All heads" if len(heads) == n_all else f"{len(heads)} of {n_all} heads"
-    page.text(
-        f"{many}, each among the {k} highest of a score; the role is a head's highest score of "
-        f"attention if that is {ROLE_AT_LEAST} or more."
-    )
-    measures = found.measures
-    full = {rank.name: rank.full for rank in ranks(found, 1)}
-    n_heads = next(iter(measures.values())).shape[1]
-    rows: list[list[str | report.Shaded]] = []
-    for head in heads:
-        row: list[str | report.Shaded] = [_cell(found, head, str(head), 0.0)]
-        for name, values in measures.items():
-            value = float(values[head])
-            row.append(report.Shaded(_number(value), max(value, 0.0) / full[name]))
-        rows.append([*row, roles[head.layer * n_heads + head.head]])
-    page.table(["head", *measures, "role"], rows)
-    page.data("heads", found.table())
-    page.data("head-scores", found.to_frame())
-
-
-def _add_patterns(page: report.Page, found: "HeadScores") -> None:
-    kept = found.patterns
-    if kept is None:
-        return
-    n_heads = found[found.names[0]].shape[1]
-    roles, notes = found.roles(), {}
-    for head in kept.heads:
-        role = roles[head.layer * n_heads + head.head]
-        scores = [(name, float(found[name][head])) for name in found.names]
-        text = ", ".join(f"{name} {value:.3f}" for name, value in scores if not math.isnan(value))
-        notes[head] = f"{role} head. {text}" if role else text
-    ranked = [found.ranked(name) for name in ("induction", *found.names) if name in found.names]
-    best = next(heads[0] for heads in ranked if heads)
-    page.heading("Attention")
-    few = "" if len(kept.heads) == len(roles) else " Only those with the highest scores."
-    many = f" of prompt {kept.example}" if len(found.str_tokens) > 1 else ""
-    page.head_maps(
-        report.HeadMaps(
-            heads=kept.heads,
-            tokens=[cli.visible(token) for token in found.str_tokens[kept.example]],
-            kinds=[report.MapKind("pattern", kept.values, "Attention after the softmax.", 1.0)],
-            notes=notes,
-            chosen=best if best in kept.heads else None,
-        ),
-        f"The attention{many}, head by head.{few}",
-    )
-
-
-def _add_ablation(page: report.Page, found: "HeadScores") -> None:
-    ablation = found.ablation
-    if ablation is None:
-        return
-    page.heading("What is lost without each head")
-    page.text(_lost(found))
-    figure = ablation.effects.plot("change").update_yaxes(autorange="reversed")
-    page.figure(
-        figure.update_traces(colorbar_title_text="change, nats"),
-        f"Change of the loss. Red: it rises without the head. {_HOVER}",
-        opens=_opens(found),
-    )
-
-
-def _lost(found: "HeadScores") -> str:
+def lost(found: "HeadScores") -> str:
     ablation = found.ablation
     if ablation is None:
         return ""
@@ -381,21 +241,7 @@ def _lost(found: "HeadScores") -> str:
     )
 
 
-def _add_copying(page: report.Page, found: "HeadScores") -> None:
-    copying = found.copying
-    if copying is None:
-        return
-    page.heading("What each head writes about the token it attends to")
-    page.text(_copied(found))
-    panels = {"copying": copying.copying, "negative_copying": copying.negative_copying}
-    page.figure(
-        heat_maps({name: (values, None) for name, values in panels.items()}, "share of tokens"),
-        f"From the weights alone, wherever the head attends. {_HOVER}",
-        opens=_opens(found),
-    )
-
-
-def _copied(found: "HeadScores") -> str:
+def copied(found: "HeadScores") -> str:
     copying = found.copying
     if copying is None:
         return ""
@@ -421,7 +267,7 @@ def show(found: "HeadScores", console: "Console", top_k: int, grid: str | None =
     first that has a target)."""
     console.print()
     console.print(found.source, style="bold", soft_wrap=True)
-    shown, more = _shown(found)
+    shown, more = shown_prompts(found)
     attribution_views.show_prompts(console, shown, found.prepend_bos)
     if more:
         console.print(more, style="dim")
@@ -436,7 +282,7 @@ def show(found: "HeadScores", console: "Console", top_k: int, grid: str | None =
     for place in range(max(len(rank.heads) for rank in table)):
         cells = [
             cli.Cell(
-                f"{rank.heads[place]} {_number(rank.values[place])}",
+                f"{rank.heads[place]} {number(rank.values[place])}",
                 max(rank.values[place], 0.0) / rank.full,
             )
             if place < len(rank.heads)
@@ -450,7 +296,7 @@ def show(found: "HeadScores", console: "Console", top_k: int, grid: str | None =
         over = f" ({queries(found, rank.name)})" if rank.name in found.names else ""
         console.print(f"{rank.name}: {rank.meaning}{over}", style="dim")
     console.print("even: what attention spread evenly over all tokens scores", style="dim")
-    for text in (_lost(found), _copied(found)):
+    for text in (lost(found), copied(found)):
         if text:
             console.print(text, style="dim")
     _show_grid(found, console, grid or _default_grid(found))
@@ -474,7 +320,7 @@ def _show_grid(found: "HeadScores", console: "Console", name: str) -> None:
     labels = [right("layer", [cli.Cell(str(layer)) for layer in range(n_layers)])]
     columns = [
         right(
-            str(head), [cli.Cell(_number(row[head], 2), max(row[head], 0.0) / full) for row in rows]
+            str(head), [cli.Cell(number(row[head], 2), max(row[head], 0.0) / full) for row in rows]
         )
         for head in range(n_heads)
     ]
