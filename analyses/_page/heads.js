@@ -401,7 +401,7 @@ const openHead = (from, name) => {
   const head = maps ? maps.names.indexOf(name) : -1;
   if (head < 0) return;
   maps.open(head);
-  maps.section.scrollIntoView({behavior: "smooth"});
+  maps.section.scrollIntoView();
 };
 addEventListener("open-head", ({detail: {from, name}}) => openHead(from, name));
 document.addEventListener("click", ({target}) => {
