@@ -1,7 +1,7 @@
 """Results of several prompts on one page: their table, and the prompts that few will read."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from analyses import cli, report
 
@@ -30,6 +30,7 @@ def add_rest(page: report.Page, first: int, n: int, what: str, add: Callable[[in
             page.text(f"And {n - _MOST_FOLDED} more, which --json and to_dict() have.")
 
 
+@runtime_checkable
 class _Tabular(Protocol):
     def to_frame(self) -> "pd.DataFrame": ...
 
