@@ -1,7 +1,6 @@
 """`detect_head` in TransformerLens' call form, with its numbers."""
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -26,7 +25,7 @@ def detect_head(
     *,
     exclude_bos: bool = False,
     exclude_current_token: bool = False,
-    error_measure: Literal["mul", "abs"] = "mul",
+    error_measure: str = "mul",
 ) -> Float[Tensor, "layer head"]:
     """TransformerLens' head detector: the share of *all* attention that lies on a pattern.
 

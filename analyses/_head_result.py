@@ -168,8 +168,9 @@ class HeadScores:
 
         Columns: `score`, `layer`, `head`, `value` (mean over examples), `stderr` (its standard
         error; NaN for one example), `unit` (`share of attention`, `nats` of an ablation, `share of
-        tokens` of copying), `examples` (that have a target; of copying, tokens) and `queries` (that
-        were averaged over, in all). Rows of a score without target have NaN.
+        tokens` of copying), `examples` (that have a target) and `queries` (that were averaged over,
+        in all); of an ablation both are sequences, of copying tokens. Rows of a score without
+        target have NaN.
 
         Args:
             per_example: a row for each example, with columns `score`, `layer`, `head`, `example`,

@@ -89,13 +89,9 @@ def material(
     """The prompts given, or repeated random tokens.
 
     Raises:
-        ValueError, TypeError: options of random tokens with prompts, or what `Prompts.of` and
-            `repeated_tokens` refuse.
+        ValueError, TypeError: what `Prompts.of` and `repeated_tokens` refuse.
     """
     if tokens is not None:
-        for name, value in (("n", n), ("length", length)):
-            if value is not None:
-                raise ValueError(f"{name} is of random tokens: leave it out, or leave out tokens")
         prompts = Prompts.of(model, tokens, attention_mask, prepend_bos)
         many = len(prompts.tokens)
         return Material(prompts, f"{many} prompt{'s'[: many != 1]}")

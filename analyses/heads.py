@@ -34,7 +34,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -230,7 +230,7 @@ def detect_heads(
     n: int | None = None,
     length: int | None = None,
     seed: int = 0,
-    ablation: Literal["zero", "mean"] | None = None,
+    ablation: str | None = None,
     copying: bool = False,
     attention_mask: Tensor | None = None,
     prepend_bos: bool = True,
@@ -247,7 +247,7 @@ def detect_heads(
         scores: as in `head_scores`. A target that is a tensor is used for every prompt.
         n, length, seed: of random tokens: how many sequences (10), how many tokens in each copy
             (25), and which.
-        ablation: also the loss on repeated random tokens without each head; see
+        ablation: "zero" or "mean": also the loss on repeated random tokens without each head; see
             `induction_ablation`, which takes the same n, length and seed.
         copying: also `copying_scores`.
         attention_mask: `batch pos`, True on real tokens; with token ids only.
@@ -264,6 +264,8 @@ def detect_heads(
     targets = checked_scores(scores)
     if ablation is not None and ablation not in ABLATIONS:
         raise ValueError(unknown("kind of ablation", str(ablation), ABLATIONS))
+    if tokens is not None and ablation is None and (n, length) != (None, None):
+        raise ValueError("n and length are of random tokens: leave them out, or leave out tokens")
     given = material(model, tokens, n, length, seed, attention_mask, prepend_bos)
     prompts = given.prompts
     found = measure(model, prompts, targets)
@@ -284,13 +286,14 @@ def detect_heads(
         source=given.source,
         provenance=report.Provenance.of(model, call),
     )
-    random = {} if tokens is not None else {"n": n, "length": length}
     return replace(
         result,
         patterns=keep_patterns(model, prompts, 0, _ranking(result)),
         ablation=None
         if ablation is None
-        else induction_ablation(model, kind=ablation, seed=seed, prepend_bos=prepend_bos, **random),
+        else induction_ablation(
+            model, kind=ablation, n=n, length=length, seed=seed, prepend_bos=prepend_bos
+        ),
         copying=copying_scores(model) if copying else None,
     )
 
@@ -298,7 +301,7 @@ def detect_heads(
 def induction_ablation(
     model: HookedGPT2,
     *,
-    kind: Literal["zero", "mean"] = "mean",
+    kind: str = "mean",
     n: int | None = None,
     length: int | None = None,
     seed: int = 0,
@@ -436,7 +439,7 @@ def main(
             n=n,
             length=length,
             seed=seed,
-            ablation=ablation,  # pyright: ignore[reportArgumentType]
+            ablation=ablation,
             copying=copying,
             prepend_bos=prepend_bos,
         )

@@ -600,7 +600,7 @@ def test_page_in_a_browser(of_mini, tmp_path, browser):
         for panel, layer, head in ((induction, 3, 4), (ablation, 0, 3), (copying, 2, 5)):
             page.click(".plot .nsewdrag", panel, at=((head + 0.5) / 6, (layer + 0.5) / 4))
             opens(f"{layer}.{head}", f"induction {float(of_mini['induction'][layer, head]):.3f}")
-        page.click("button[data-file='heads.csv']")
+        page.click("button[data-file='head_table.csv']")
         table = pd.read_csv(io.BytesIO(page.download().data), keep_default_na=False)
         pd.testing.assert_frame_equal(table, of_mini.table())
         assert page.console == []
@@ -690,8 +690,12 @@ def test_a_head_that_writes_nothing_copies_nothing():
     assert silent.negative_copying.tolist() == [[0, 1]]
 
 
-def test_copying_equals_a_plain_computation(model, monkeypatch):
-    ids = torch.tensor([3, 5, 8, 13, 21])
+def test_copying_equals_a_plain_computation(monkeypatch):
+    cfg = HookedGPT2Config(n_layers=2, d_model=16, n_heads=2, n_ctx=4, d_vocab=29)
+    model = HookedGPT2.from_config(cfg, dtype="float64").requires_grad_(False)
+    # The final layer norm has a part of its own in the logits, whose sign never turns.
+    model.get_parameter("ln_f.bias").normal_()
+    ids = torch.arange(29)
     monkeypatch.setattr("analyses._head_copying._CHUNK_BYTES", 2 * 29 * 8)
     found = copying_scores(model, ids, top_k=4)
     for layer in range(2):
@@ -706,8 +710,8 @@ def test_copying_equals_a_plain_computation(model, monkeypatch):
                     top = model.unembed(model.ln_final(sign * written)).topk(4).indices
                     on_top += sign == 1 and id in top
                     at_bottom += sign == -1 and id in top
-            assert float(found.copying[layer, head]) == pytest.approx(on_top / 5)
-            assert float(found.negative_copying[layer, head]) == pytest.approx(at_bottom / 5)
+            assert float(found.copying[layer, head]) == pytest.approx(on_top / 29)
+            assert float(found.negative_copying[layer, head]) == pytest.approx(at_bottom / 29)
 
 
 def test_copying_is_the_same_of_processed_weights(mini):
@@ -733,6 +737,7 @@ def test_residuals_of_ones_own(model):
         (dict(), ValueError, "no tokenizer to find names in"),
         (dict(tokens=[29]), IndexError, "token ids are 0 to 28, these 29 to 29"),
         (dict(tokens=[1], top_k=29), ValueError, "top_k=29 is out of range: 1 to 28"),
+        (dict(tokens=[1], residual="mlp"), ValueError, "unknown residual 'mlp'"),
         (dict(tokens=[1], residual=torch.ones(2, 16)), ValueError, r"token d_model, \(1, 16\)"),
     ],
 )
@@ -802,6 +807,11 @@ def test_detect_head_on_some_heads_texts_and_a_cache(mini):
         (dict(detection_pattern=torch.ones(10, 10)), ValueError, "numbers above its diagonal"),
         (dict(heads=[(4, 0)]), IndexError, "head 4.0 is out of range"),
         (dict(seq=[]), ValueError, "seq is empty"),
+        (
+            dict(error_measure="mull"),
+            ValueError,
+            "unknown error_measure 'mull'; did you mean 'mul'",
+        ),
         (dict(cache="other"), ValueError, r"the cache's pattern is \(4, 4\), this text has 10"),
         (dict(cache="other", seq=["a", "b"]), ValueError, "a cache is of one text"),
     ],
@@ -823,8 +833,9 @@ def test_bad_detection(mini, arguments, error, message):
         (dict(length=200), ValueError, "makes 401 tokens, the model's context has 256: .*most 127"),
         (dict(length=1), ValueError, "length must be at least 2"),
         (dict(n=0), ValueError, "n must be at least 1"),
-        (dict(tokens="a b", n=3), ValueError, "n is of random tokens"),
-        (dict(tokens="a b", length=3), ValueError, "length is of random tokens"),
+        (dict(tokens="a b", n=3), ValueError, "n and length are of random tokens"),
+        (dict(tokens="a b", length=3), ValueError, "n and length are of random tokens"),
+        (dict(ablation="men"), ValueError, "unknown kind of ablation 'men'; did you mean 'mean'"),
         (dict(attention_mask=torch.ones(1, 3)), ValueError, "goes with token ids"),
         (dict(tokens="One two", scores="induction"), ValueError, "no query has a target for induc"),
         (dict(scores="inductive"), ValueError, "unknown score 'inductive'"),
@@ -833,6 +844,15 @@ def test_bad_detection(mini, arguments, error, message):
 def test_bad_runs(mini, arguments, error, message):
     with pytest.raises(error, match=message):
         detect_heads(mini, **arguments)
+
+
+def test_prompts_and_the_random_tokens_of_an_ablation(mini):
+    found = detect_heads(mini, "One two", ablation="zero", n=2, length=4, seed=3)
+    assert found.source == "1 prompt" and found.ablation is not None
+    alone = induction_ablation(mini, kind="zero", n=2, length=4, seed=3)
+    torch.testing.assert_close(found.ablation.effects.values, alone.effects.values)
+    with pytest.raises(ValueError, match="unknown kind of ablation 'resample'"):
+        induction_ablation(mini, kind="resample")
 
 
 def test_a_model_without_tokenizer_needs_ids(model):
