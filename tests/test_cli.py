@@ -451,7 +451,7 @@ def test_odd_file_names_can_be_printed() -> None:
 
 def test_dtypes_are_those_of_models() -> None:
     # Written twice: what `--help` shows must not import torch.
-    assert cli.DTYPES == tuple(DTYPES)
+    assert tuple(DTYPES) == cli.DTYPES
 
 
 # ------------------------------------------------------------------ tokens and tables
