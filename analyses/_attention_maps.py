@@ -316,7 +316,7 @@ class AttentionMaps(ABC):
         Raises:
             ValueError: no such head or matrix here.
         """
-        from analyses._views import attention as views
+        from analyses._views import attention_figures as views
 
         if head is None:
             return views.montage(self, checked_matrix(matrix))
@@ -336,7 +336,7 @@ class AttentionMaps(ABC):
                 circuitsvis can draw.
             IndexError: the model has no such layer.
         """
-        from analyses._views import attention as views
+        from analyses._views import attention_figures as views
 
         chosen = self.select(layers=self.busiest_layer() if layer is None else layer)
         return views.side_by_side(chosen, checked_matrix(matrix))
@@ -354,7 +354,7 @@ class AttentionMaps(ABC):
         Raises:
             ValueError, IndexError: no such head, position or matrix here.
         """
-        from analyses._views import attention as views
+        from analyses._views import attention_figures as views
 
         slot = self.slot(query)
         return views.attended(self, self.index(head), slot, checked_matrix(matrix))

@@ -22,7 +22,8 @@ from analyses import attention as module
 from analyses import cli
 from analyses._head_names import Head, checked_heads, checked_layers
 from analyses._views import attention as views
-from analyses._views.attention_page import page as page_of
+from analyses._views import attention_figures as figures
+from analyses._views import attention_page
 from analyses.attention import MATRICES, AttentionDifference, AttentionPatterns, attention
 from interp import HookedGPT2, HookedGPT2Config
 from interp.tokenizer import Tokenizer
@@ -150,7 +151,7 @@ def test_scores_and_pattern_are_those_of_the_run(variant: str, dtype: torch.dtyp
     ("asked", "heads"),
     [
         (dict(heads="2.1"), ["2.1"]),
-        (dict(heads=["2.1", (0, 0), Head(-2, 1)]), ["2.1", "0.0", "1.1"]),
+        (dict(heads=["2.1", (0, 0), Head(-2, 1), "1.0"]), ["2.1", "0.0", "1.1", "1.0"]),
         (dict(heads=(1, 0)), ["1.0"]),
         (dict(layers=1), ["1.0", "1.1"]),
         (dict(layers=[-1, 0]), ["2.0", "2.1", "0.0", "0.1"]),
@@ -600,7 +601,7 @@ def test_all_heads_as_small_maps(result: AttentionPatterns) -> None:
 def test_small_maps_of_a_long_prompt_show_blocks_and_say_so(
     monkeypatch: pytest.MonkeyPatch, result: AttentionPatterns
 ) -> None:
-    monkeypatch.setattr(views, "_MOST_CELLS", 100)
+    monkeypatch.setattr(figures, "_MOST_CELLS", 100)
     figure = result.plot()
     (heat,) = figure.data
     assert "largest in blocks of 2 x 2 tokens" in figure.layout.xaxis.title.text
@@ -608,7 +609,7 @@ def test_small_maps_of_a_long_prompt_show_blocks_and_say_so(
     assert heat.z[3][0] == float(pattern[6, :2].max())
     assert heat.z[1][1] == float(pattern[2:4, 2:4].max())
     assert math.isnan(heat.z[0][1])
-    pooled = views._pooled(torch.tensor([[1.0, -3.0], [2.0, math.nan]]), 2)
+    pooled = figures._pooled(torch.tensor([[1.0, -3.0], [2.0, math.nan]]), 2)
     assert pooled.tolist() == [[-3.0]]
 
 
@@ -723,6 +724,10 @@ def test_steps_of_a_long_prompt_are_cut_and_said(model: HookedGPT2) -> None:
     page = long.page().html()
     found = re.search(r"Of (\d+) keys up to the query the 24 with the largest share", page)
     assert found and 30 < int(found[1]) <= 60
+    rows, note = attention_page._worth_following(long.steps("1.0", 50), 50)
+    best = long.head("1.0")[50].topk(24).indices.sort().values
+    assert rows["key"].tolist() == [*best.tolist(), 51, 52]
+    assert "Of 9 keys after the query the first 2" in note
 
 
 def test_a_page_of_two_prompts_in_a_browser(
@@ -730,7 +735,9 @@ def test_a_page_of_two_prompts_in_a_browser(
 ) -> None:
     hostile = attention(model, "a" + "".join(HOSTILE), layers=[0, 2])
     difference = result.difference(attention(model, TOKENS.flip(0)))
-    page_of([("one", result), ("two", hostile), ("three", difference)]).write(tmp_path / "p.html")
+    attention_page.page([("one", result), ("two", hostile), ("three", difference)]).write(
+        tmp_path / "p.html"
+    )
     titles = (
         "[...document.querySelectorAll('.head-maps')].map(e => e.querySelector('h3').innerText)"
     )

@@ -1,27 +1,25 @@
-"""How attention looks: figures, and tables for the terminal. The page is in `attention_page`."""
+"""How attention looks in words and in the terminal.
+
+Figures are in `attention_figures`, the page in `attention_page`.
+"""
 
 import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from analyses import cli, report
+from analyses import cli
 from analyses._attention_matrices import MATRICES
 from analyses._head_names import Head
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
     from rich.console import Console
     from torch import Tensor
 
     from analyses._attention_maps import AttentionMaps
     from analyses._attention_result import AttentionDifference, AttentionPatterns
 
-# A montage of more cells is slow to draw and to hover over: beyond, cells stand for blocks.
-_MOST_CELLS = 40_000
-_MOST_TICKS = 60
 # A head's map in the terminal is for prompts that can be taken in at a glance.
 _MOST_GRID = 40
-_WIDEST = 1340
 
 
 def bos_note(prepend_bos: bool | None) -> str:
@@ -83,170 +81,15 @@ def title(result: "AttentionMaps", matrix: str) -> str:
     return f"difference of {kind}" if result.signed else kind
 
 
-# ------------------------------------------------------------------ figures
-
-
-def head_map(result: "AttentionMaps", index: int, matrix: str) -> "go.Figure":
-    """See `AttentionMaps.plot`."""
-    import plotly.graph_objects as go
-
-    values = _finite(result.of_heads(matrix, [index])[0], result, matrix)
-    n = len(result.positions)
-    labels = [report.plotly_text(label(result, slot)) for slot in range(n)]
-    step = math.ceil(n / _MOST_TICKS)
-    ticks = {
-        "tickvals": list(range(0, n, step)),
-        "ticktext": [
-            report.plotly_text(f"{position}  {token}")
-            for position, token in zip(result.positions, token_labels(result, 14), strict=True)
-        ][::step],
-        "showgrid": False,
-    }
-    where = f"<b>{result.heads[index]}</b>: %{{customdata[0]}} → %{{customdata[1]}}"
-    heat = go.Heatmap(
-        z=values.tolist(),
-        **_colours(result, matrix, values),
-        # A query has a row, a key a column; both have a name that is isolated from the arrow, or
-        # words written from right to left would turn it round.
-        customdata=[[[_isolated(q), _isolated(k)] for k in labels] for q in labels],
-        hovertemplate=f"{where}<br>{report.plotly_text(title(result, matrix))} "
-        "<b>%{z:.6g}</b><extra></extra>",
-        hoverongaps=False,
-    )
-    figure = go.Figure(heat)
-    cell = 26 if n <= 30 else 16 if n <= 60 else max(1.5, 900 / n)
-    figure.update_layout(
-        template=report.template(),
-        title={"text": f"head {result.heads[index]}", "font": {"size": 15}},
-        height=round(180 + max(n * cell, 60)),
-        width=min(_WIDEST, round(290 + max(n * cell, 60))),
-        margin={"l": 10, "r": 10, "t": 40, "b": 10},
-        xaxis=ticks | {"tickangle": -50, "title": "key"},
-        yaxis=ticks | {"autorange": "reversed", "title": "query"},
-    )
-    return figure
-
-
-def montage(result: "AttentionMaps", matrix: str) -> "go.Figure":
-    """See `AttentionMaps.plot`."""
-    import plotly.graph_objects as go
-
-    layers = sorted({head.layer for head in result.heads})
-    heads = sorted({head.head for head in result.heads})
-    n, n_tiles = len(result.positions), len(layers) * len(heads)
-    block = 1
-    while n_tiles * math.ceil(n / block) ** 2 > _MOST_CELLS and block < n:
-        block += 1
-    side = math.ceil(n / block)
-    pitch = side + max(1, round(side / 12))  # a gap between two maps
-    height, width = (pitch * len(axis) - (pitch - side) for axis in (layers, heads))
-    z: list[list[float | None]] = [[None] * width for _ in range(height)]
-    hover: list[list[str]] = [[""] * width for _ in range(height)]
-    ends = [_block_label(result, slot * block, block) for slot in range(side)]
-    everything = result.matrix(matrix)
-    for index, head in enumerate(result.heads):
-        top, left = pitch * layers.index(head.layer), pitch * heads.index(head.head)
-        tile = _pooled(_finite(everything[index], result, matrix), block).tolist()
-        for i, row in enumerate(tile):
-            z[top + i][left : left + side] = row
-            hover[top + i][left : left + side] = [
-                f"<b>{head}</b>: {ends[i]} → {ends[j]}" for j in range(side)
-            ]
-    import torch
-
-    shown = torch.tensor([[math.nan if x is None else x for x in row] for row in z])
-    pooled = f" (largest in blocks of {block} x {block} tokens)" if block > 1 else ""
-    heat = go.Heatmap(
-        z=z,
-        **_colours(result, matrix, shown),
-        text=hover,
-        hovertemplate=f"%{{text}}<br>{report.plotly_text(title(result, matrix))}{pooled} "
-        "<b>%{z:.4g}</b><extra></extra>",
-        hoverongaps=False,
-    )
-    figure = go.Figure(heat)
-    tile = max(44, min(150, 960 // len(heads)))
-    across, down = ([pitch * i + (side - 1) / 2 for i in range(len(a))] for a in (heads, layers))
-    figure.update_layout(
-        template=report.template(),
-        height=round(120 + tile * len(layers)),
-        width=min(_WIDEST, round(200 + tile * len(heads))),
-        margin={"l": 10, "r": 10, "t": 40, "b": 10},
-        xaxis={"tickvals": across, "ticktext": [str(h) for h in heads], "showgrid": False,
-               "title": f"head{pooled}", "constrain": "domain"},
-        yaxis={"tickvals": down, "ticktext": [f"{layer} " for layer in layers], "showgrid": False,
-               "title": "layer", "autorange": "reversed"},
-    )  # fmt: skip
-    return figure
-
-
-def side_by_side(result: "AttentionMaps", matrix: str) -> report.View:
-    """See `AttentionMaps.side_by_side`; of all heads of `result`."""
-    return report.attention_heads(
-        result.matrix(matrix),
-        token_labels(result),
-        [str(head) for head in result.heads],
-        causal=MATRICES[matrix].causal,
-        limit=1.0 if _is_share(result, matrix) else None,
-    )
-
-
-def attended(result: "AttentionMaps", index: int, slot: int, matrix: str) -> report.View:
-    """See `AttentionMaps.attended`."""
-    values = result.of_heads(matrix, [index])[0, slot]
-    if MATRICES[matrix].causal:
-        values = values.masked_fill(~result.shown[slot], 0.0)
-    return report.colored_tokens(
-        token_labels(result), values, limit=1.0 if _is_share(result, matrix) else None
-    )
-
-
-def _is_share(result: "AttentionMaps", matrix: str) -> bool:
+def is_share(result: "AttentionMaps", matrix: str) -> bool:
     """Whether numbers go from 0 to 1 and colours show them as they are."""
     return matrix == "pattern" and not result.signed
 
 
-def _isolated(text: str) -> str:
-    return f"\u2068{text}\u2069"
-
-
-def _block_label(result: "AttentionMaps", first: int, block: int) -> str:
-    """What a row or column of a small map is, as plotly's markup."""
-    slots = range(first, min(first + block, len(result.positions)))
-    if len(slots) == 1:
-        return _isolated(report.plotly_text(label(result, slots[0])))
-    return f"{result.positions[slots[0]]}–{result.positions[slots[-1]]}"
-
-
-def _finite(values: "Tensor", result: "AttentionMaps", matrix: str) -> "Tensor":
+def drawn(values: "Tensor", result: "AttentionMaps", matrix: str) -> "Tensor":
     """A matrix with NaN where nothing is to be drawn."""
     values = values.masked_fill(~values.isfinite(), math.nan)
     return values.masked_fill(~result.shown, math.nan) if MATRICES[matrix].causal else values
-
-
-def _pooled(values: "Tensor", block: int) -> "Tensor":
-    """The value furthest from zero of each block, NaN where it has none."""
-    if block == 1:
-        return values
-    import torch
-
-    n = len(values)
-    side = math.ceil(n / block)
-    padded = values.new_full((side * block, side * block), math.nan)
-    padded[:n, :n] = values
-    blocks = padded.view(side, block, side, block).transpose(1, 2).flatten(2)
-    # NaN counts as nearest to zero, and is what a block of nothing else shows.
-    at = blocks.abs().nan_to_num(-1.0).argmax(-1, keepdim=True)
-    return torch.gather(blocks, -1, at)[..., 0]
-
-
-def _colours(result: "AttentionMaps", matrix: str, values: "Tensor") -> dict[str, Any]:
-    """From nothing to the largest; diverging where numbers may be below zero."""
-    signed = result.signed or MATRICES[matrix].signed
-    most = float(values.abs().nan_to_num(0.0).max()) if values.numel() else 0.0
-    most = 1.0 if _is_share(result, matrix) else most or 1.0
-    bar = {"title": {"text": title(result, matrix), "side": "right"}, "thickness": 12}
-    return {"zmin": -most if signed else 0.0, "zmax": most, "colorbar": bar}
 
 
 # ------------------------------------------------------------------ in a line or two
@@ -340,7 +183,7 @@ def show(
     if len(result.heads) == 1:
         _show_map(result, console, matrix)
     cli.print_scale(
-        console, "attention" if _is_share(result, matrix) else "share of the largest of each table"
+        console, "attention" if is_share(result, matrix) else "share of the largest of each table"
     )
 
 
@@ -387,7 +230,7 @@ def links(result: "AttentionMaps", top_k: int, matrix: str, skip_first: bool) ->
         )
     shares = [share for share in rest(result) if share is not None]
     limit = 1.0
-    if not _is_share(result, matrix):
+    if not is_share(result, matrix):
         sizes = [abs(row[matrix]) for of_head in rows.values() for row in of_head]
         limit = max(filter(math.isfinite, sizes), default=1.0) or 1.0
     return Links(list(rows.values()), shares if skip_first else [], limit)
@@ -424,7 +267,7 @@ def _show_map(result: "AttentionMaps", console: "Console", matrix: str) -> None:
             style="dim",
         )
         return
-    values = _finite(result.of_heads(matrix, [0])[0], result, matrix).tolist()
+    values = drawn(result.of_heads(matrix, [0])[0], result, matrix).tolist()
     hundredths = matrix == "pattern"
     unit = " in hundredths" if hundredths else ""
     later = "" if MATRICES[matrix].causal else " (keys after the query included)"
@@ -432,7 +275,7 @@ def _show_map(result: "AttentionMaps", console: "Console", matrix: str) -> None:
         f"head {result.heads[0]}: {title(result, matrix)}{unit}, queries down, keys across{later}"
     )
     most = max((abs(x) for row in values for x in row if math.isfinite(x)), default=1.0) or 1.0
-    limit = 1.0 if _is_share(result, matrix) else most
+    limit = 1.0 if is_share(result, matrix) else most
     names, tokens = [label(result, slot) for slot in range(n)], token_labels(result, 5)
     columns = []
     for key, token in enumerate(tokens):
