@@ -3,11 +3,12 @@
 [`analyses.attention`][] makes the results and says what the matrices mean.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,6 +19,8 @@ from analyses._attention_matrices import MATRICES, checked_matrix
 from analyses._head_names import Head, checked_heads, checked_layers
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import pandas as pd
     import plotly.graph_objects as go
 
@@ -57,7 +60,7 @@ class AttentionMaps(ABC):
         """Per prompt, its tokens as strings; the names go before `query_token` and `key_token`."""
 
     @abstractmethod
-    def _restricted(self, index: Sequence[int], slots: Sequence[int]) -> Self:
+    def _restricted(self, index: Sequence[int], slots: Sequence[int]) -> "Self":
         """The same of some heads and positions, by their places on the axes."""
 
     @abstractmethod
@@ -147,7 +150,7 @@ class AttentionMaps(ABC):
         layers: int | Sequence[int] | None = None,
         heads: Any = None,
         positions: int | Sequence[int] | None = None,
-    ) -> Self:
+    ) -> "Self":
         """Some heads and some positions only.
 
         Args:
@@ -232,7 +235,7 @@ class AttentionMaps(ABC):
         the matrix by its name.
 
         Args:
-            top_k: how many per head; fewer where there are not so many.
+            top_k: how many per head; fewer where there are not so many. A NaN comes last.
             matrix: one of `MATRICES`. Strongest is largest, in a difference furthest from 0.
             skip_first: leave out links to position 0.
 
@@ -249,7 +252,8 @@ class AttentionMaps(ABC):
         places = allowed.reshape(-1).nonzero()[:, 0]
         values = self.matrix(matrix).flatten(1)[:, places]
         strength = values.abs() if self.signed else values
-        order = strength.argsort(dim=1, descending=True, stable=True)[:, :top_k]
+        strength = strength.masked_fill(strength.isnan(), -math.inf)
+        order = strength.topk(min(top_k, len(places))).indices
         rows = []
         for head, best, numbers in zip(
             self.heads, places[order].tolist(), values.gather(1, order).tolist(), strict=True
@@ -266,16 +270,30 @@ class AttentionMaps(ABC):
         sides = [c for axis in ("query", "key") for c in (axis, *(t.format(axis) for t in tokens))]
         return pd.DataFrame(rows, columns=["layer", "head", "rank", *sides, matrix])
 
-    def busiest(self) -> Head:
-        """The head with most to see: the one whose queries give most, at best, to another token
-        than the first and themselves (in a difference: whose patterns differ most)."""
+    def busiest(self) -> tuple[Head, ...]:
+        """The heads, those with most to see first.
+
+        That is: whose queries give most, at best and on average over queries, to one token other
+        than the first and themselves; in a difference, whose patterns differ most.
+        """
+        order = self._most_to_see().argsort(descending=True, stable=True)
+        return tuple(self.heads[i] for i in order.tolist())
+
+    def busiest_layer(self) -> int:
+        """The layer whose heads have, on average, most to see."""
+        layers = torch.tensor([head.layer for head in self.heads])
+        to_see = self._most_to_see()
+        return max(
+            layers.unique().tolist(), key=lambda layer: float(to_see[layers == layer].mean())
+        )
+
+    def _most_to_see(self) -> Float[Tensor, " component"]:
         values = self.matrix("pattern").abs()
         if not self.signed:
-            # Of the rest at each query the largest; what a prompt of one or two tokens has none of.
             other = self.shown & ~torch.eye(len(self.positions), dtype=torch.bool)
             other[:, 0] &= self.positions[0] != 0
             values = values * other
-        return self.heads[int(values.nan_to_num(0.0).amax(-1).mean(-1).argmax())]
+        return values.nan_to_num(0.0).amax(-1).mean(-1)
 
     # -------------------------------------------------------------- pictures
 
@@ -298,13 +316,55 @@ class AttentionMaps(ABC):
         Raises:
             ValueError: no such head or matrix here.
         """
-        from analyses._views import attention as views
+        from analyses._views import attention_figures as views
 
         if head is None:
             return views.montage(self, checked_matrix(matrix))
         return views.head_map(self, self.index(head), checked_matrix(matrix))
 
-    def hashed(self, model: "HookedGPT2", call: str | None = None) -> Self:
+    def side_by_side(self, layer: int | None = None, matrix: str = "pattern") -> report.View:
+        """The heads of one layer next to each other (circuitsvis), one of them large.
+
+        A notebook shows what is returned, without any network; `Page.view` takes it too.
+
+        Args:
+            layer: negative ones count from the end; None for `busiest_layer()`.
+            matrix: one of `MATRICES`.
+
+        Raises:
+            ValueError: no such matrix, no head of this layer is here, or more cells than
+                circuitsvis can draw.
+            IndexError: the model has no such layer.
+        """
+        from analyses._views import attention_figures as views
+
+        chosen = self.select(layers=self.busiest_layer() if layer is None else layer)
+        return views.side_by_side(chosen, checked_matrix(matrix))
+
+    def attended(self, head: Any, query: int = -1, matrix: str = "pattern") -> report.View:
+        """What one query attends to in one head, as coloured tokens (circuitsvis).
+
+        A notebook shows what is returned, without any network; `Page.view` takes it too.
+
+        Args:
+            head: `"3.1"`, a `Head` or a pair.
+            query: position of the prompt; negative ones count from its end.
+            matrix: one of `MATRICES`.
+
+        Raises:
+            ValueError, IndexError: no such head, position or matrix here.
+        """
+        from analyses._views import attention_figures as views
+
+        slot = self.slot(query)
+        return views.attended(self, self.index(head), slot, checked_matrix(matrix))
+
+    def _repr_html_(self) -> str:
+        from analyses._views import attention_page as views
+
+        return views.notebook(self)
+
+    def hashed(self, model: "HookedGPT2", call: str | None = None) -> "Self":
         """The same with the hash of the model's weights in its provenance (reads all of them
         once), and with the call that made it where one is given."""
         return replace(self, provenance=self.provenance.with_weights(model, call))

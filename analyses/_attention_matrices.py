@@ -22,9 +22,7 @@ class MatrixKind(NamedTuple):
 
 
 MATRICES: dict[str, MatrixKind] = {
-    "pattern": MatrixKind(
-        "pattern", "share of the query's attention that goes to the key; a row adds up to 1"
-    ),
+    "pattern": MatrixKind("pattern", "share of the query's attention that goes to the key"),
     "value_weighted": MatrixKind(
         "value-weighted",
         "pattern times the length of the key's value vector: a head that rests on a token with "

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -13,6 +13,8 @@ from analyses._attention_maps import AttentionMaps
 from analyses._attention_matrices import checked_matrix
 
 if TYPE_CHECKING:
+    from typing import Self
+
     import pandas as pd
 
 
@@ -202,7 +204,7 @@ class AttentionPatterns(AttentionMaps):
         """The tokens of the prompt, under the name ""."""
         return {"": self.str_tokens}
 
-    def _restricted(self, index: Sequence[int], slots: Sequence[int]) -> Self:
+    def _restricted(self, index: Sequence[int], slots: Sequence[int]) -> "Self":
         rows, at = list(index), list(slots)
         scores = self.run_scores
         return replace(
@@ -294,7 +296,7 @@ class AttentionDifference(AttentionMaps):
         """The tokens of the first prompt under the name "", of the second under "other_"."""
         return {"": self.first.str_tokens, "other_": self.second.str_tokens}
 
-    def _restricted(self, index: Sequence[int], slots: Sequence[int]) -> Self:
+    def _restricted(self, index: Sequence[int], slots: Sequence[int]) -> "Self":
         first, second = (one._restricted(index, slots) for one in (self.first, self.second))
         return replace(
             self, heads=first.heads, positions=first.positions, first=first, second=second

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -68,7 +68,7 @@ def copying_scores(
     model: HookedGPT2,
     tokens: Int[Tensor, "..."] | Sequence[int] | None = None,
     *,
-    residual: Literal["first_mlp", "embedding"] | Float[Tensor, "token d_model"] = "first_mlp",
+    residual: str | Float[Tensor, "..."] = "first_mlp",
     top_k: int = 5,
 ) -> CopyingScores:
     """Which heads copy what they attend to? Wang et al.'s copy score, from the weights.
@@ -101,8 +101,8 @@ def copying_scores(
         ValueError, TypeError, IndexError: no token ids or ids that the model does not have, an
             unknown residual or one of another shape, top_k out of range, no names.
 
-    Source: Wang et al. 2022, arXiv 2211.00593, section 3.1 ("copy score", top 5), and for negative
-    name movers section 3.4.
+    Source: Wang et al. 2022, arXiv 2211.00593, section 3.1: the copy score (top 5) of name movers,
+    and of negative name movers that of the negated output.
     """
     ids = _names(model) if tokens is None else checked_ids(tokens)
     d_vocab = model.cfg.d_vocab

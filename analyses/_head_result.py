@@ -15,6 +15,7 @@ from analyses._head_copying import CopyingScores
 from analyses._head_names import Head
 from analyses._head_run import KeptPatterns
 from analyses._views import heads as views
+from analyses._views import heads_page
 from analyses._views.heads import ROLE_AT_LEAST
 from analyses.ablation import Ablation
 from analyses.effects import Effects
@@ -167,8 +168,9 @@ class HeadScores:
 
         Columns: `score`, `layer`, `head`, `value` (mean over examples), `stderr` (its standard
         error; NaN for one example), `unit` (`share of attention`, `nats` of an ablation, `share of
-        tokens` of copying), `examples` (that have a target; of copying, tokens) and `queries` (that
-        were averaged over, in all). Rows of a score without target have NaN.
+        tokens` of copying), `examples` (that have a target) and `queries` (that were averaged over,
+        in all); of an ablation both are sequences, of copying tokens. Rows of a score without
+        target have NaN.
 
         Args:
             per_example: a row for each example, with columns `score`, `layer`, `head`, `example`,
@@ -275,7 +277,7 @@ class HeadScores:
 
     def page(self, top_k: int = 5) -> report.Page:
         """The page that `to_html` writes, with the `top_k` highest heads of each score."""
-        return views.page(self, top_k)
+        return heads_page.page(self, top_k)
 
     def to_html(
         self, path: str | PathLike[str], *, model: "HookedGPT2 | None" = None, top_k: int = 5

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from analyses import cli
 from analyses._head_names import Head
-from analyses._head_scores import Links, Target, links_of, shares
+from analyses._head_scores import shares
+from analyses._head_targets import Links, Target, links_of
 from analyses.prompts import AnyPrompts, Prompts
 from analyses.tasks import generate
 from analyses.tasks.induction import DEFAULT_LENGTH
@@ -88,13 +89,9 @@ def material(
     """The prompts given, or repeated random tokens.
 
     Raises:
-        ValueError, TypeError: options of random tokens with prompts, or what `Prompts.of` and
-            `repeated_tokens` refuse.
+        ValueError, TypeError: what `Prompts.of` and `repeated_tokens` refuse.
     """
     if tokens is not None:
-        for name, value in (("n", n), ("length", length)):
-            if value is not None:
-                raise ValueError(f"{name} is of random tokens: leave it out, or leave out tokens")
         prompts = Prompts.of(model, tokens, attention_mask, prepend_bos)
         many = len(prompts.tokens)
         return Material(prompts, f"{many} prompt{'s'[: many != 1]}")

@@ -170,7 +170,7 @@ class CausalTrace:
         found = self
         if model is not None:
             found = replace(self, provenance=self.provenance.with_weights(model))
-        looks.page([("", found)]).write(path)
+        looks.page("", found).write(path)
 
     def __repr__(self) -> str:
         subject = "".join(self.str_tokens[self.subject.start : self.subject.stop])

@@ -19,8 +19,8 @@ Sources: patterns and their value-weighted form: Elhage et al. 2021, "A Mathemat
 Transformer Circuits" (transformer-circuits.pub/2021/framework). Weighting by the transformed value:
 Kobayashi et al. 2020, "Attention is Not Only a Weight: Analyzing Transformers with Vector Norms"
 (arXiv 2004.10102, section 3). That heads rest on the first token: Vig and Belinkov 2019, "Analyzing
-the Structure of Attention in a Transformer Language Model" (arXiv 1906.04284, section 4); Xiao et
-al. 2023, "Efficient Streaming Language Models with Attention Sinks" (arXiv 2309.17453, section 3).
+the Structure of Attention in a Transformer Language Model" (arXiv 1906.04284); Xiao et al. 2023,
+"Efficient Streaming Language Models with Attention Sinks" (arXiv 2309.17453).
 """
 
 from __future__ import annotations
@@ -102,10 +102,11 @@ def attention(
         model.run_with_hooks(
             ids, stop_at_layer=1 + max(head.layer for head in chosen), fwd_hooks=kept.hooks()
         )
-    named = {"layers": layers} if layers is not None else {"heads": [str(head) for head in chosen]}
-    asked = "" if layers is None and heads is None else "".join(
-        f", {name}={value!r}" for name, value in named.items()
-    )  # fmt: skip
+    asked = ""
+    if layers is not None:
+        asked = f", layers={list(dict.fromkeys(head.layer for head in chosen))}"
+    elif heads is not None:
+        asked = f", heads={[str(head) for head in chosen]}"
     return AttentionPatterns(
         heads=chosen,
         positions=tuple(range(len(ids))),

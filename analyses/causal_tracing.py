@@ -512,14 +512,8 @@ def main(
                     **options,
                 )
             found.append((prompt.source, trace))
-            console.print()
-            console.print(prompt.source, style="bold", soft_wrap=True)
-            looks.show(trace, console, top_k)
         if len(found) > 1:
             together = tracing.average([trace for _, trace in found])
-    if together is not None:
-        console.print()
-        looks.show_average(together, console, top_k)
     last: Any = together or found[0][1]
     if html or json_path:
         call = cli.call("analyses.causal_tracing", sys.argv[1:])
@@ -527,7 +521,7 @@ def main(
 
     def page() -> report.Page:
         if together is None:
-            return looks.page([(found[0][0], last)], top_k)
+            return looks.page(found[0][0], last, top_k)
         return looks.average_page(last, top_k, found)
 
     cli.write_outputs(
@@ -539,6 +533,13 @@ def main(
         json=json_path,
         data=last.to_dict,
     )
+    for source, trace in found:
+        console.print()
+        console.print(source, style="bold", soft_wrap=True)
+        looks.show(trace, console, top_k)
+    if together is not None:
+        console.print()
+        looks.show_average(together, console, top_k)
 
 
 def _check_per_file(option: str, given: Sequence[str], files: Sequence[str]) -> None:

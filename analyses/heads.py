@@ -21,7 +21,7 @@ How this compares with what is measured elsewhere, on `R R` with n random tokens
   first copy, whose token is new: mean = (n * score + its attention to the first token) / (n + 1);
 - TransformerLens' `detect_head` divides by all queries, not by those with a target: its score is
   this one times their share, for induction about a half. It also counts the query's own position
-  where a token comes twice in a row.
+  where a token comes twice in a row. `detect_head` here gives its numbers.
 
 Sources: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits" (previous-token and
 induction heads); Olsson et al. 2022, "In-context Learning and Induction Heads", arXiv 2209.11895
@@ -34,7 +34,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -50,14 +50,14 @@ if TYPE_CHECKING or __name__ != "__main__":
     from torch import Tensor
 
     from analyses._head_copying import CopyingScores, copying_scores
+    from analyses._head_detector import detect_head
     from analyses._head_names import Head
     from analyses._head_result import HeadScores
     from analyses._head_run import keep_patterns, kept_of, material, measure, repeated_tokens
-    from analyses._head_scores import (
+    from analyses._head_scores import checked_ids, checked_pattern, shares
+    from analyses._head_targets import (
         TARGETS,
         Target,
-        checked_ids,
-        checked_pattern,
         checked_scores,
         current_token_target,
         duplicate_token_target,
@@ -65,7 +65,6 @@ if TYPE_CHECKING or __name__ != "__main__":
         induction_target,
         links_of,
         previous_token_target,
-        shares,
     )
     from analyses.ablation import Ablation, ablation
     from analyses.metrics import loss
@@ -79,6 +78,7 @@ __all__ = [
     "HeadScores",
     "copying_scores",
     "current_token_target",
+    "detect_head",
     "detect_heads",
     "duplicate_token_target",
     "first_token_target",
@@ -156,6 +156,9 @@ def head_scores(
 ) -> HeadScores:
     """Score heads by their patterns on one prompt, wherever these come from.
 
+        output = transformers_model(ids, output_attentions=True)
+        head_scores(torch.stack(output.attentions)[:, 0], ids)
+
     Args:
         pattern, attention_mask, weighted, causal: as in `pattern_score`.
         tokens: ids `pos`.
@@ -205,14 +208,8 @@ def head_scores(
 def _some_target(queries: Mapping[str, Sequence[int]]) -> None:
     """Refuse to return nothing but NaN."""
     if not any(sum(counts) for counts in queries.values()):
-        names = ", ".join(queries)
-        raise ValueError(
-            f"no query has a target for {names}: "
-            + ("no token occurs twice here" if set(queries) <= _REPEATS else "nothing to score")
-        )
-
-
-_REPEATS = {"duplicate_token", "induction"}
+        why = ": no token occurs twice" if set(queries) <= set(views.REPEATS) else ""
+        raise ValueError(f"no query has a target for {', '.join(queries)}{why}")
 
 
 def _ranking(found: HeadScores) -> list[Head]:
@@ -233,7 +230,7 @@ def detect_heads(
     n: int | None = None,
     length: int | None = None,
     seed: int = 0,
-    ablation: Literal["zero", "mean"] | None = None,
+    ablation: str | None = None,
     copying: bool = False,
     attention_mask: Tensor | None = None,
     prepend_bos: bool = True,
@@ -250,7 +247,7 @@ def detect_heads(
         scores: as in `head_scores`. A target that is a tensor is used for every prompt.
         n, length, seed: of random tokens: how many sequences (10), how many tokens in each copy
             (25), and which.
-        ablation: also the loss on repeated random tokens without each head; see
+        ablation: "zero" or "mean": also the loss on repeated random tokens without each head; see
             `induction_ablation`, which takes the same n, length and seed.
         copying: also `copying_scores`.
         attention_mask: `batch pos`, True on real tokens; with token ids only.
@@ -267,6 +264,8 @@ def detect_heads(
     targets = checked_scores(scores)
     if ablation is not None and ablation not in ABLATIONS:
         raise ValueError(unknown("kind of ablation", str(ablation), ABLATIONS))
+    if tokens is not None and ablation is None and (n, length) != (None, None):
+        raise ValueError("n and length are of random tokens: leave them out, or leave out tokens")
     given = material(model, tokens, n, length, seed, attention_mask, prepend_bos)
     prompts = given.prompts
     found = measure(model, prompts, targets)
@@ -287,13 +286,14 @@ def detect_heads(
         source=given.source,
         provenance=report.Provenance.of(model, call),
     )
-    random = {} if tokens is not None else {"n": n, "length": length}
     return replace(
         result,
         patterns=keep_patterns(model, prompts, 0, _ranking(result)),
         ablation=None
         if ablation is None
-        else induction_ablation(model, kind=ablation, seed=seed, prepend_bos=prepend_bos, **random),
+        else induction_ablation(
+            model, kind=ablation, n=n, length=length, seed=seed, prepend_bos=prepend_bos
+        ),
         copying=copying_scores(model) if copying else None,
     )
 
@@ -301,7 +301,7 @@ def detect_heads(
 def induction_ablation(
     model: HookedGPT2,
     *,
-    kind: Literal["zero", "mean"] = "mean",
+    kind: str = "mean",
     n: int | None = None,
     length: int | None = None,
     seed: int = 0,
@@ -344,7 +344,7 @@ def induction_ablation(
     )
     return replace(
         found,
-        reference="" if kind == "zero" else "the same with other random tokens as first copy",
+        reference="" if kind == "zero" else "sequences whose first copy is of other tokens",
         source=f"{len(data)} sequences of random tokens twice",
         prepend_bos=prepend_bos,
         provenance=replace(
@@ -439,10 +439,13 @@ def main(
             n=n,
             length=length,
             seed=seed,
-            ablation=ablation,  # pyright: ignore[reportArgumentType]
+            ablation=ablation,
             copying=copying,
             prepend_bos=prepend_bos,
         )
+    if prompts:
+        named = ", ".join(prompt.source for prompt in prompts)
+        found = replace(found, source=named if len(prompts) <= 3 else f"{len(prompts)} files")
     if html or json_path:
         found = found.hashed(loaded, cli.call("analyses.heads", sys.argv[1:]))
     cli.write_outputs(

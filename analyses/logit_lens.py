@@ -19,16 +19,16 @@ translators is biased there (section 2); they measure it by the same KL divergen
 from __future__ import annotations
 
 import math
-import operator
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, SupportsIndex
+from typing import TYPE_CHECKING, Annotated, Any, SupportsIndex
 
 import typer
 
-from analyses import cli, report
+from analyses import _lens_table, cli, report
+from analyses._lens_points import POINTS, RESIDUAL, LensPoint
 from analyses._views import logit_lens as views
 
 if TYPE_CHECKING or __name__ != "__main__":
@@ -39,41 +39,23 @@ if TYPE_CHECKING or __name__ != "__main__":
     from torch import Tensor
     from torch.nn.utils.rnn import pad_sequence
 
-    from hooks.names import nearest
+    from analyses._lens_arguments import (
+        asked_positions,
+        checked_ids,
+        checked_points,
+        checked_targets,
+        listed,
+        positions_in,
+        whole,
+    )
+    from analyses._lens_numbers import lens_logits, read
     from interp import HookedGPT2, TokenBatch
 
 if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
-# In order of the forward pass.
-POINTS = ("resid_pre", "attn_out", "resid_mid", "mlp_out", "resid_post")
-RESIDUAL = ("resid_pre", "resid_mid", "resid_post")
-
-# So many bytes of distributions over the vocabulary are made at a time, however many points and
-# positions are asked for. They take about ten times that in passing; larger pieces are no faster.
-_CHUNK_BYTES = 8 * 2**20
-
-
-class LensPoint(NamedTuple):
-    """Where in the model the lens looks.
-
-    Attributes:
-        layer: block, from 0.
-        point: one of `POINTS`.
-    """
-
-    layer: int
-    point: str
-
-    def __str__(self) -> str:
-        return f"{self.layer}.{self.point}"
-
-    @property
-    def hook(self) -> str:
-        """The full name of the hook point."""
-        return f"blocks.{self.layer}.hook_{self.point}"
-
+__all__ = ["POINTS", "RESIDUAL", "LensPoint", "LogitLens", "lens_logits", "logit_lens"]
 
 # ------------------------------------------------------------------ the question
 
@@ -122,21 +104,21 @@ def logit_lens(
             for twice, or what `model.tokenize` and a run refuse.
     """
     n_layers, d_vocab = model.cfg.n_layers, model.cfg.d_vocab_out
-    names = _checked_points(points)
-    top_k = _whole(top_k, "top_k is a whole number")
+    names = checked_points(points)
+    top_k = whole(top_k, "top_k is a whole number")
     if not 1 <= top_k <= d_vocab:
         raise ValueError(
             f"top_k={top_k} is out of range: this model has 1 to {d_vocab} predictions"
         )
-    asked = _asked_positions(positions)
-    target_ids = _target_ids(model, targets)
+    asked = asked_positions(positions)
+    target_ids = checked_targets(model, targets)
     call = (
         f"logit_lens(model, ..., points={names!r}, positions={asked!r}, top_k={top_k}, "
-        f"targets={_listed(targets)!r}, prepend_bos={prepend_bos})"
+        f"targets={listed(targets)!r}, prepend_bos={prepend_bos})"
     )
     forward: dict[str, Any] = {}
     if isinstance(tokens, torch.Tensor):
-        run_input, mask = _checked_ids(tokens, attention_mask)
+        run_input, mask = checked_ids(tokens, attention_mask)
         if attention_mask is not None:
             forward["attention_mask"] = attention_mask.reshape(run_input.shape)
         all_ids, with_bos = run_input, None
@@ -148,7 +130,7 @@ def logit_lens(
         mask = run_input.attention_mask.cpu()
         all_ids, with_bos = run_input.tokens, run_input.prepend_bos
     columns = [row.nonzero()[:, 0] for row in mask]
-    position = _positions(asked, [len(c) for c in columns])
+    position = positions_in(asked, [len(c) for c in columns])
 
     # Every (prompt, slot) to look at, and the column of the token tensor it is in.
     rows, slots = (position >= 0).nonzero(as_tuple=True)
@@ -175,7 +157,7 @@ def logit_lens(
         # point -> what is there at the wanted tokens: [token, d_model]
         at_rows, at_place = rows.to(model.device), place.to(model.device)
         seen = {p: cache[p.hook][at_rows, at_place] for p in {*looked, final}}
-        numbers = _read(model, seen, looked, final, top_k, target_ids)
+        numbers = read(model, seen, looked, final, top_k, target_ids)
 
     def unfold(values: Tensor) -> Tensor:
         """From [point, token, ...] to [point, batch, pos, ...]; padding is -1 or NaN."""
@@ -215,190 +197,6 @@ def _second_names(model: HookedGPT2) -> dict[LensPoint, LensPoint]:
         if not model.hook_dict[enters.hook].fwd_hooks:
             names |= {leaves: enters, enters: leaves}
     return names
-
-
-def lens_logits(
-    model: HookedGPT2, residual: Float[Tensor, "*batch d_model"]
-) -> Float[Tensor, "*batch d_vocab"]:
-    """What the lens sees in residuals: the final layer norm and the unembedding applied to them.
-
-    At the last `resid_post` these are the model's logits.
-    """
-    return model.unembed(model.ln_final(residual))
-
-
-class _Numbers(NamedTuple):
-    """What is read off the distributions at points and tokens, on the CPU."""
-
-    top_tokens: Tensor  # point token k
-    top_log_probs: Tensor  # point token k
-    entropy: Tensor  # point token
-    kl: Tensor  # point token
-    target_log_probs: Tensor  # point token target
-    target_ranks: Tensor  # point token target
-
-
-def _read(
-    model: HookedGPT2,
-    seen: Mapping[LensPoint, Tensor],
-    looked: Sequence[LensPoint],
-    final: LensPoint,
-    top_k: int,
-    target_ids: Sequence[int],
-) -> _Numbers:
-    """The numbers of every point and token, a few distributions at a time."""
-    dtype = torch.float64 if model.dtype == torch.float64 else torch.float32
-    at_once = max(1, _CHUNK_BYTES // (model.cfg.d_vocab_out * dtype.itemsize))
-    targets = torch.tensor(target_ids, dtype=torch.int64, device=model.device)
-    n_tokens = len(seen[final])
-    chunks: list[_Numbers] = []
-    for start in cli.progress(range(0, n_tokens, at_once), "logit lens"):
-        here = slice(start, start + at_once)
-        size = min(at_once, n_tokens - start)
-        # The final distribution first: all others are compared with it.
-        order = [final, *(point for point in looked if point != final)]
-        groups = at_once // size
-        last = torch.empty(0)
-        found: dict[LensPoint, _Numbers] = {}
-        for first in range(0, len(order), groups):
-            group = order[first : first + groups]
-            logits = lens_logits(model, torch.stack([seen[p][here] for p in group]))
-            log_probs = logits.log_softmax(-1, dtype=dtype)  # point token d_vocab
-            if first == 0:
-                last = log_probs[0]
-            top_log_probs, top_tokens = log_probs.topk(top_k)
-            probs = log_probs.exp()
-            of_targets = log_probs[..., targets]
-            # Ties share the best rank. Compared in the model's own numbers, where ties are exact.
-            ranks = [(logits > logits[..., t, None]).sum(-1) for t in target_ids]
-            numbers = _Numbers(
-                top_tokens,
-                top_log_probs,
-                # -0.0 for a distribution that is certain would print as such.
-                -torch.where(probs == 0, 0.0, probs * log_probs).sum(-1) + 0.0,
-                _kl(last, log_probs),
-                of_targets,
-                torch.stack(ranks, -1) if ranks else top_tokens[..., :0],
-            )
-            for index, point in enumerate(group):
-                found[point] = _Numbers(*(values[index].cpu() for values in numbers))
-        chunks.append(_Numbers(*map(torch.stack, zip(*(found[p] for p in looked), strict=True))))
-    return _Numbers(*(torch.cat(parts, dim=1) for parts in zip(*chunks, strict=True)))
-
-
-def _kl(p: Tensor, q: Tensor) -> Tensor:
-    """KL(p || q) in nats, from log-probabilities; what p holds impossible counts nothing."""
-    probs = p.exp()
-    # Rounding can leave a sum that is 0 a hair below it.
-    return torch.where(probs == 0, 0.0, probs * (p - q)).sum(-1).clamp_min(0.0)
-
-
-# ------------------------------------------------------------------ checking arguments
-
-
-def _checked_points(points: str | Sequence[str]) -> tuple[str, ...]:
-    names = [points] if isinstance(points, str) else list(points)
-    if not names:
-        raise ValueError(f"points is empty; expected some of {', '.join(POINTS)}")
-    for name in names:
-        if name not in POINTS:
-            raise ValueError(
-                f"unknown point {name!r}.{nearest(str(name), POINTS)} Expected some of "
-                f"{', '.join(POINTS)}"
-            )
-    return tuple(name for name in POINTS if name in names)
-
-
-def _checked_ids(tokens: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Ids as `batch pos`, and which of them are real; the run checks the rest."""
-    tokens = tokens[None] if tokens.ndim == 1 else tokens
-    if tokens.ndim != 2 or tokens.numel() == 0:
-        raise ValueError(f"tokens are batch pos, or pos, not of shape {tuple(tokens.shape)}")
-    if attention_mask is None:
-        return tokens, torch.ones(tokens.shape, dtype=torch.bool)
-    if attention_mask.ndim == 1 and len(tokens) == 1:
-        attention_mask = attention_mask[None]
-    if attention_mask.shape != tokens.shape:
-        raise ValueError(
-            f"attention_mask has shape {tuple(attention_mask.shape)}, the tokens "
-            f"{tuple(tokens.shape)}"
-        )
-    mask = attention_mask.cpu().bool()
-    if not bool(mask.any(dim=1).all()):
-        raise ValueError("attention_mask leaves a prompt without any token")
-    return tokens, mask
-
-
-def _listed(given: Any) -> list[Any]:
-    """One thing or several as a list, numbers of numpy and torch as Python's own."""
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    several: list[Any] = [given] if one or getattr(given, "ndim", 1) == 0 else list(given)
-    return [item.item() if getattr(item, "ndim", None) == 0 else item for item in several]
-
-
-def _whole(value: Any, rule: str) -> int:
-    if not isinstance(value, bool):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise TypeError(f"{rule}, not {value!r}")
-
-
-def _asked_positions(
-    positions: SupportsIndex | Sequence[SupportsIndex] | str,
-) -> list[int] | str:
-    if isinstance(positions, str):
-        if positions != "all":
-            raise ValueError(f"positions is 'all', a number or several, not {positions!r}")
-        return positions
-    asked = [_whole(position, "a position is a whole number") for position in _listed(positions)]
-    if not asked:
-        raise ValueError("positions is empty; expected 'all', a number or several")
-    return asked
-
-
-def _positions(asked: list[int] | str, lengths: Sequence[int]) -> Int64[Tensor, "batch pos"]:
-    """The positions asked for in each prompt, from 0; -1 fills rows of shorter prompts."""
-    if isinstance(asked, str):
-        each = torch.arange(max(lengths)).expand(len(lengths), -1)
-        return torch.where(each < torch.tensor(lengths)[:, None], each, -1)
-    for row, length in enumerate(lengths):
-        which = f"prompt {row}" if len(lengths) > 1 else "the prompt"
-        seen: dict[int, int] = {}
-        for position in asked:
-            if not -length <= position < length:
-                raise IndexError(
-                    f"position {position} is out of range: {which} has {length} tokens, 0 to "
-                    f"{length - 1} (or -{length} to -1)"
-                )
-            if position % length in seen:
-                raise ValueError(
-                    f"positions {seen[position % length]} and {position} are the same token of "
-                    f"{which}, which has {length}: ask for it once"
-                )
-            seen[position % length] = position
-    return torch.tensor([[p % length for p in asked] for length in lengths])
-
-
-def _target_ids(
-    model: HookedGPT2, targets: str | SupportsIndex | Sequence[str | SupportsIndex]
-) -> list[int]:
-    ids: list[int] = []
-    for target in _listed(targets):
-        if isinstance(target, str):
-            id = model.to_single_token(target)
-        else:
-            id = _whole(target, "a target is the text or the id of a token")
-        if not 0 <= id < model.cfg.d_vocab_out:
-            raise IndexError(
-                f"target {target!r} is out of range: this model predicts tokens 0 to "
-                f"{model.cfg.d_vocab_out - 1}"
-            )
-        if id in ids:
-            raise ValueError(f"target {target!r} is given twice (token {id})")
-        ids.append(id)
-    return ids
 
 
 def _string(model: HookedGPT2, id: int) -> str:
@@ -503,24 +301,7 @@ class LogitLens:
         `target_rank` of the targets; `entropy` and `kl_final_lens` in nats (these two without a
         predicted token).
         """
-        import pandas as pd
-
-        def records() -> Iterator[tuple[Any, ...]]:
-            for row in self.rows():
-                where = tuple(row[column] for column in _WHERE)
-                for quantity in ("entropy", "kl_final_lens"):
-                    yield *where, quantity, None, None, None, row[quantity]
-                for k, top in enumerate(row["top"]):
-                    for quantity in ("prob", "log_prob"):
-                        yield *where, quantity, k, top["id"], top["token"], top[quantity]
-                for target in row["targets"]:
-                    for quantity in ("log_prob", "rank"):
-                        what = (f"target_{quantity}", None, target["id"], target["token"])
-                        yield *where, *what, target[quantity]
-
-        columns = [*_WHERE, "quantity", "k", "predicted_id", "predicted", "value"]
-        frame = pd.DataFrame.from_records(list(records()), columns=columns)
-        return frame.astype({"k": "Int64", "predicted_id": "Int64", "value": "float64"})
+        return _lens_table.frame(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON. A number that is not finite is None."""
@@ -529,7 +310,7 @@ class LogitLens:
             "prompts": [
                 [{"id": id, "token": self.strings[id]} for id in row] for row in self.tokens
             ],
-            "lens": [_finite(row) for row in self.rows()],
+            "lens": [_lens_table.finite(row) for row in self.rows()],
             "provenance": self.provenance.to_dict(),
         }
 
@@ -538,42 +319,7 @@ class LogitLens:
 
         Fillings are left out. `to_dict` has the same under "lens".
         """
-        names = ("top_tokens", "top_log_probs", "entropy", "kl_final_lens")
-        of_targets = ("target_log_probs", "target_ranks")
-        numbers = {name: getattr(self, name).tolist() for name in (*names, *of_targets)}
-        for index, point in enumerate(self.points):
-            same = self.same_as.get(point)
-            for batch, positions in enumerate(self.position.tolist()):
-                for slot, position in enumerate(positions):
-                    if position < 0:
-                        continue
-                    here = {name: values[index][batch][slot] for name, values in numbers.items()}
-                    id = self.tokens[batch][position]
-                    yield {
-                        "batch": batch,
-                        "layer": point.layer,
-                        "point": point.point,
-                        "hook": point.hook,
-                        "same_as": same.hook if same else "",
-                        "position": position,
-                        "token_id": id,
-                        "token": self.strings[id],
-                        "entropy": here["entropy"],
-                        "kl_final_lens": here["kl_final_lens"],
-                        "top": [
-                            {"id": t, "token": self.strings[t], "prob": math.exp(p), "log_prob": p}
-                            for t, p in zip(here["top_tokens"], here["top_log_probs"], strict=True)
-                        ],
-                        "targets": [
-                            {"id": t, "token": self.strings[t], "log_prob": p, "rank": r}
-                            for t, p, r in zip(
-                                self.targets,
-                                here["target_log_probs"],
-                                here["target_ranks"],
-                                strict=True,
-                            )
-                        ],
-                    }
+        return _lens_table.rows(self)
 
     # -------------------------------------------------------------- pictures
 
@@ -631,17 +377,6 @@ class LogitLens:
         return batch % len(self.tokens)
 
 
-_WHERE = ("batch", "layer", "point", "hook", "same_as", "position", "token_id", "token")
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [_finite(item) for item in value]
-    return {k: _finite(v) for k, v in value.items()} if isinstance(value, dict) else value
-
-
 # ------------------------------------------------------------------ the command line
 
 
@@ -696,9 +431,6 @@ def main(
                 prepend_bos=prepend_bos,
             )
         named.append((prompt.source, lens))
-        console.print()
-        console.print(prompt.source, style="bold", soft_wrap=True)
-        views.show(lens, console)
     if html or json_path:
         call = cli.call("analyses.logit_lens", sys.argv[1:])
         provenance = named[0][1].provenance.with_weights(loaded, call)
@@ -712,6 +444,10 @@ def main(
         json=json_path,
         data=lambda: [{"source": source} | lens.to_dict() for source, lens in named],
     )
+    for source, lens in named:
+        console.print()
+        console.print(source, style="bold", soft_wrap=True)
+        views.show(lens, console)
 
 
 def parse_positions(text: str) -> int | list[int] | str:

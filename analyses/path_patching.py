@@ -527,7 +527,6 @@ def main(
         freeze_mlps=freeze_mlps,
         direction=cast(Direction, direction),
     )
-    console.print()
     if html or json_path:
         call = cli.call("analyses.path_patching", sys.argv[1:])
         found = replace(found, provenance=found.provenance.with_weights(loaded, call))
@@ -540,6 +539,7 @@ def main(
         json=json_path,
         data=found.to_dict,
     )
+    console.print()
     views.show(found, console, top_k)
 
 

@@ -6,23 +6,35 @@ run. Whatever comes from outside (tokens, file names, prompts) is escaped, `</sc
 markup included. It follows the reader's light or dark theme.
 """
 
-import html
 import json
-import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from analyses._page.assets import SCRIPTS, script, source_hash, style
-from analyses._page.head_maps import HeadMaps, MapKind
-from analyses._page.provenance import Provenance, weights_sha256
-from analyses._page.text import plotly_text, rounded, script_json
+from analyses._page.document import document
+from analyses._page.frame import frame
+from analyses._page.head_maps import BUDGET, HeadMaps, MapKind
+from analyses._page.provenance import Provenance, package_version, weights_sha256
+from analyses._page.tables import Shaded, download, table
+from analyses._page.text import clipped, html_text, plotly_text, rounded, script_json
 from analyses._page.theme import template
+from analyses._page.views import (
+    View,
+    attention_heads,
+    attention_pattern,
+    circuitsvis_view,
+    colored_tokens,
+    colored_tokens_multi,
+)
 
 if TYPE_CHECKING:
+    import pandas as pd
     import plotly.graph_objects as go
+    from jaxtyping import Float
+    from torch import Tensor
 
 __all__ = [
     "HeadMaps",
@@ -30,6 +42,12 @@ __all__ = [
     "Page",
     "Provenance",
     "Shaded",
+    "View",
+    "attention_heads",
+    "attention_pattern",
+    "circuitsvis_view",
+    "colored_tokens",
+    "colored_tokens_multi",
     "plotly_text",
     "script_json",
     "template",
@@ -37,23 +55,17 @@ __all__ = [
 ]
 
 
-class Shaded(NamedTuple):
-    """A table cell with a background.
+_THEME_BUTTON = (
+    '<button id="theme" type="button" title="light or dark" aria-label="light or dark">◐</button>'
+)
+_NO_SCRIPT = (
+    "<noscript><p>The figures on this page need JavaScript; its text and tables do not.</p>"
+    "</noscript>"
+)
 
-    Attributes:
-        text: what it says.
-        shade: how strong the background is, 0 to 1; nan for none.
-        note: shown when the pointer rests on it.
-        sign: 1 or -1 for a number that is above or below what figures leave uncoloured: the
-            background is then of their red or blue; 0 for any other.
-        opens: a head such as "3.1", which a click opens in the page's maps of heads.
-    """
 
-    text: str
-    shade: float
-    note: str = ""
-    sign: int = 0
-    opens: str = ""
+# More are shown in a box that scrolls.
+_MANY_TOKENS = 400
 
 
 @dataclass
@@ -70,15 +82,29 @@ class Page:
     _parts: list[str] = field(default_factory=list, repr=False)
     _figures: int = field(default=0, repr=False)
     _maps: int = field(default=0, repr=False)
+    _views: int = field(default=0, repr=False)
+    _tables: int = field(default=0, repr=False)
     _scripts: set[str] = field(default_factory=set, repr=False)
 
     def heading(self, text: str) -> None:
         """Begin a section."""
-        self._parts.append(f"<h2>{html.escape(text)}</h2>")
+        self._parts.append(f"<h2>{html_text(text)}</h2>")
+
+    def subheading(self, text: str) -> None:
+        """Begin a part of a section."""
+        self._parts.append(f"<h3>{html_text(text)}</h3>")
 
     def text(self, text: str) -> None:
         """Add a paragraph."""
-        self._parts.append(f"<p>{html.escape(text)}</p>")
+        self._parts.append(f"<p>{html_text(text)}</p>")
+
+    @contextmanager
+    def folded(self, summary: str) -> Iterator[None]:
+        """What is added meanwhile is hidden until the reader unfolds it. No figures: they need to
+        be seen to know how wide they are."""
+        self._parts.append(f"<details><summary>{html_text(summary)}</summary>")
+        yield
+        self._parts.append("</details>")
 
     def tokens(self, tokens: Sequence[str], prepended: bool) -> None:
         """Show the tokens of a prompt as they were used, with their positions on hovering.
@@ -95,10 +121,11 @@ class Page:
             added = prepended and position == 0
             note = f"position {position}: {token!r}" + (" (prepended)" if added else "")
             spans.append(
-                f'<span class="token{" added" if added else ""}" title="{html.escape(note)}">'
-                f"{html.escape(token)}</span>"
+                f'<span class="token{" added" if added else ""}" title="{html_text(note)}">'
+                f"{clipped(token)[0]}</span>"
             )
-        self._parts.append(f'<p class="tokens">{"".join(spans)}</p>')
+        many = " many" if len(tokens) > _MANY_TOKENS else ""
+        self._parts.append(f'<p class="tokens{many}">{"".join(spans)}</p>')
 
     def figure(
         self, figure: "go.Figure", caption: str = "", opens: Sequence[Sequence[str]] | None = None
@@ -114,7 +141,7 @@ class Page:
             opens: for each cell of its heat maps a head such as "3.1", which a click on the cell
                 opens in the next maps of heads.
         """
-        spec = json.loads(str(figure.to_json()))
+        spec = json.loads(str(figure.to_json(engine="json")))
         spec["layout"].pop("template", None)
         layout = spec["layout"]
         buttons = [b for menu in layout.pop("updatemenus", ()) for b in menu["buttons"]]
@@ -122,7 +149,7 @@ class Page:
         spec["buttons"] = [[button["method"], *button["args"]] for button in buttons]
         shown = "".join(
             f'<button type="button" aria-pressed="{"false" if index else "true"}">'
-            f"{html.escape(button['label'])}</button>"
+            f"{html_text(button['label'])}</button>"
             for index, button in enumerate(buttons)
         )
         width = f"width:{float(layout['width']):g}px;" if "width" in layout else ""
@@ -130,44 +157,116 @@ class Page:
         self._parts.append(
             f'<figure><div class="buttons">{shown}</div><div class="scroll">'
             f'<div class="plot" style="{width}{height}" data-spec="figure-{self._figures}" '
-            f'role="img" aria-label="{html.escape(caption)}"></div></div>'
-            f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+            f'role="img" aria-label="{html_text(caption)}"></div></div>'
+            f"<figcaption>{html_text(caption)}</figcaption></figure>"
             f'<script type="application/json" id="figure-{self._figures}">'
             f"{script_json(rounded(spec))}</script>"
         )
         self._figures += 1
         self._scripts |= {"plotly", "themes", "figures"}
 
-    def head_maps(self, maps: HeadMaps, caption: str = "") -> None:
+    def head_maps(
+        self,
+        maps: HeadMaps,
+        caption: str = "",
+        *,
+        side_by_side: bool = False,
+        budget: int = BUDGET,
+    ) -> None:
         """Add maps of heads: all as small ones, one large, and what a chosen token attends to.
+
+        Args:
+            maps: what to show.
+            caption: stands before it.
+            side_by_side: also all heads of the chosen one's layer, by circuitsvis.
+            budget: how many numbers the page may hold for it.
 
         Raises:
             ValueError: see `HeadMaps.spec`.
         """
-        spec = maps.spec()
+        spec = maps.spec(budget)
         name = f"maps-{self._maps}"
         for note in (caption, spec["leftOut"]):
             if note:
                 self.text(note)
         self._parts.append(
-            f'<section class="head-maps" data-spec="{name}"></section>'
+            f'<section class="head-maps" data-spec="{name}"'
+            f"{' data-side-by-side' if side_by_side else ''}></section>"
             f'<script type="application/json" id="{name}">{script_json(spec)}</script>'
         )
         self._maps += 1
         self._scripts |= {"plotly", "themes", "figures", "heads"}
+        if side_by_side:
+            self._scripts |= {"circuitsvis", "views"}
+
+    def view(self, view: View, caption: str = "") -> None:
+        """Add a view of circuitsvis. The functions that make one are in this module."""
+        self._parts.append(view.part(f"view-{self._views}", caption))
+        self._views += 1
+        self._scripts |= {"circuitsvis", "views"}
+
+    def attention_heads(
+        self,
+        patterns: "Float[Tensor, 'head query key']",
+        tokens: Sequence[str],
+        names: Sequence[str],
+        caption: str = "",
+        **options: Any,
+    ) -> None:
+        """Add attention patterns side by side, one of them large (see `attention_heads`)."""
+        self.view(attention_heads(patterns, tokens, names, **options), caption)
+
+    def attention_pattern(
+        self,
+        pattern: "Float[Tensor, 'query key']",
+        tokens: Sequence[str],
+        caption: str = "",
+        **options: Any,
+    ) -> None:
+        """Add one attention pattern (see `attention_pattern`)."""
+        self.view(attention_pattern(pattern, tokens, **options), caption)
+
+    def colored_tokens(
+        self,
+        tokens: Sequence[str],
+        values: "Float[Tensor, 'pos']",
+        caption: str = "",
+        **options: Any,
+    ) -> None:
+        """Add tokens with a background for their values (see `colored_tokens`)."""
+        self.view(colored_tokens(tokens, values, **options), caption)
+
+    def colored_tokens_multi(
+        self,
+        tokens: Sequence[str],
+        values: "Float[Tensor, 'pos kind']",
+        labels: Sequence[str],
+        caption: str = "",
+    ) -> None:
+        """Add tokens with several values each (see `colored_tokens_multi`)."""
+        self.view(colored_tokens_multi(tokens, values, labels), caption)
+
+    def data(self, name: str, frame: "pd.DataFrame") -> None:
+        """Add a button that hands over a table as `name`.csv, with the bytes that `--csv` writes.
+
+        The page carries it compressed. Of a table that is too large for that (more than
+        `MOST_ROWS` rows, or `MOST_BYTES` compressed) it says so.
+        """
+        part, carried = download(name, frame, self._tables)
+        self._parts.append(part)
+        self._tables += 1
+        self._scripts |= {"data"} if carried else set()
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[str | Shaded]]) -> None:
         """Add a table."""
-        head = "".join(f"<th>{html.escape(header)}</th>" for header in headers)
-        body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
-        self._parts.append(
-            f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{body}</tbody></table></div>"
-        )
+        self._parts.append(table(headers, rows))
 
     def provenance(self, provenance: Provenance, **more: str) -> None:
-        """Say where the numbers come from; `more` are further lines, by name."""
-        versions = ", ".join(f"{name} {version}" for name, version in provenance.versions.items())
+        """Say where the numbers come from; `more` are further lines, by name. It comes last."""
+        used = dict(provenance.versions)
+        if "circuitsvis" in self._scripts:
+            used["circuitsvis"] = package_version("circuitsvis")
+        versions = ", ".join(f"{name} {version}" for name, version in used.items())
         weights = provenance.weights_sha256 or "not hashed (pass the model to have it here)"
         lines = {
             "model": provenance.model,
@@ -178,8 +277,7 @@ class Page:
             "versions": versions,
         }
         items = "".join(
-            f"<dt>{html.escape(name)}</dt><dd>{html.escape(text)}</dd>"
-            for name, text in lines.items()
+            f"<dt>{html_text(name)}</dt><dd>{html_text(text)}</dd>" for name, text in lines.items()
         )
         self._parts.append(
             f'<section class="provenance"><h2>Provenance</h2><dl>{items}</dl></section>'
@@ -187,48 +285,27 @@ class Page:
 
     def html(self) -> str:
         """The whole page."""
-        scripts = [script(name) for name in SCRIPTS if name in self._scripts]
-        scripts.append(script("theme"))
-        allowed = " ".join(source_hash(one) for one in scripts)
-        policy = (
-            f"default-src 'none'; script-src {allowed}; style-src 'unsafe-inline'; "
-            "img-src data: blob:; base-uri 'none'; form-action 'none'"
-        )
-        title = html.escape(self.title)
-        lead = f'<p class="lead">{html.escape(self.lead)}</p>' if self.lead else ""
-        warning = (
-            "<noscript><p>The figures on this page need JavaScript; its text and tables do not."
-            "</p></noscript>"
-            if self._scripts
-            else ""
-        )
-        return (
-            '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
-            '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-            '<meta name="color-scheme" content="light dark">\n'
-            f"<title>{title}</title>\n<style>{style()}</style>\n</head>\n<body>\n"
-            '<button id="theme" type="button" title="light or dark">◐</button>\n'
-            f"<h1>{title}</h1>\n{lead}\n{warning}\n"
-            + "\n".join(self._parts)
-            + "".join(f"\n<script>{one}</script>" for one in scripts)
-            + "\n</body>\n</html>\n"
-        )
+        return document(self.title, [*self._top(), *self._parts], self._scripts, framed=False)
+
+    def _top(self) -> list[str]:
+        top = [_THEME_BUTTON, f"<h1>{html_text(self.title)}</h1>"]
+        if self.lead:
+            top.append(f'<p class="lead">{html_text(self.lead)}</p>')
+        return [*top, _NO_SCRIPT] if self._scripts else top
 
     def write(self, path: str | PathLike[str]) -> None:
         """Write the page to a file."""
         Path(path).write_text(self.html(), encoding="utf-8", newline="\n")
 
+    def frame(self, height: int = 600, *, bare: bool = False) -> str:
+        """The page as part of a notebook, in a frame of its own: see `analyses._page.frame`.
 
-def _cell(cell: str | Shaded) -> str:
-    if isinstance(cell, str):
-        return f"<td>{html.escape(cell)}</td>"
-    shade = 0.0 if math.isnan(cell.shade) else min(max(cell.shade, 0.0), 1.0)
-    # Red and blue stay pale enough for the ink of the page.
-    percent = round((65 if cell.sign else 100) * shade)
-    name = {1: "above", -1: "below"}.get(cell.sign, "strong" if percent >= 50 else "")
-    named = f' class="{name}"' if name else ""
-    text = html.escape(cell.text)
-    if cell.opens:
-        text = f'<button type="button" data-open="{html.escape(cell.opens)}">{text}</button>'
-    return f'<td{named} style="--shade:{percent}%" title="{html.escape(cell.note)}">{text}</td>'
+        Args:
+            height: in CSS pixels, until the page has told its own.
+            bare: only what was added, without title and lead.
+        """
+        body = self._parts if bare else [*self._top(), *self._parts]
+        return frame(document(self.title, body, self._scripts, framed=True), height)
+
+    def _repr_html_(self) -> str:
+        return self.frame()

@@ -2,7 +2,7 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Literal
 
 from torch import Tensor
 
@@ -72,8 +72,12 @@ class HookPoint:
         return f"HookPoint({self.name!r}, axes={' '.join(self.axes)!r}, hooks={hooks})"
 
 
-def check_function(fn: object, name: str) -> None:
-    """Raise HookError unless `fn` can be called with an activation and a hook."""
+def check_function(fn: object, name: str) -> bool:
+    """Raise HookError unless `fn` can be called with an activation and a hook.
+
+    Returns:
+        whether it takes the hook as `hook`, by name; asking costs more than most hooks do.
+    """
     if not callable(fn):
         raise HookError(
             f"the hook for {name!r} is no function but {type(fn).__name__}: "
@@ -82,9 +86,10 @@ def check_function(fn: object, name: str) -> None:
     try:
         signature = inspect.signature(fn)
     except (TypeError, ValueError):
-        return  # a builtin without a signature: the call itself will tell
+        return False  # a builtin without a signature: the call itself will tell
+    by_name = "hook" in signature.parameters
     try:
-        if _takes_hook_by_name(signature):
+        if by_name:
             signature.bind(None, hook=None)
         else:
             signature.bind(None, None)
@@ -93,22 +98,10 @@ def check_function(fn: object, name: str) -> None:
             f"the hook for {name!r}, {describe(fn)}{signature}, cannot be called as "
             f"fn(activation, hook): {error}."
         ) from None
-
-
-def call(fn: HookFunction, value: Tensor, point: HookPoint) -> Any:
-    """Call `fn` on `value`, passing the point as `hook` by name where `fn` has that name."""
-    try:
-        by_name = _takes_hook_by_name(inspect.signature(fn))
-    except (TypeError, ValueError):
-        by_name = False
-    return fn(value, hook=point) if by_name else fn(value, point)
+    return by_name
 
 
 def describe(fn: object) -> str:
     """The name of a hook function for an error message."""
     inner = getattr(fn, "func", fn)  # functools.partial
     return getattr(inner, "__qualname__", repr(inner))
-
-
-def _takes_hook_by_name(signature: inspect.Signature) -> bool:
-    return "hook" in signature.parameters

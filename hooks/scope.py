@@ -9,15 +9,35 @@ nothing is left behind. Three kinds listen, always in this order at a point:
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from hooks.edits import Edit
-from hooks.point import HookError, HookFunction, HookPoint, call, check_function, describe
+from hooks.point import HookError, HookFunction, HookPoint, check_function, describe
 
 Collector = Callable[[HookPoint, Tensor], None]
+
+
+class Listener(NamedTuple):
+    """A function that listens, and whether it takes the point as `hook`, by name."""
+
+    fn: HookFunction
+    by_name: bool
+
+    @classmethod
+    def of(cls, fn: HookFunction, name: str) -> "Listener":
+        """A function that is to listen at the point of this full name.
+
+        Raises:
+            HookError: it cannot be called as `fn(activation, hook)`.
+        """
+        return cls(fn, check_function(fn, name))
+
+    def __call__(self, value: Tensor, point: HookPoint) -> Any:
+        """What the function answers."""
+        return self.fn(value, hook=point) if self.by_name else self.fn(value, point)
 
 
 class _Station:
@@ -28,8 +48,8 @@ class _Station:
     def __init__(self, point: HookPoint, mask: Tensor | None) -> None:
         self.point = point
         self.mask = mask
-        self.fwd: list[HookFunction] = []
-        self.bwd: list[HookFunction] = []
+        self.fwd: list[Listener] = []
+        self.bwd: list[Listener] = []
         self.grads: dict[str, Tensor] | None = None
         self.collect: Collector | None = None
 
@@ -54,17 +74,17 @@ class _Station:
         # Each hook gets a tensor of its own, and so does what comes after: an in-place edit, now or
         # by a later hook, reaches neither what is already cached (one tensor can pass two points),
         # nor a tensor that a hook returned, nor what autograd has saved.
-        for fn in self.fwd:
+        for hook in self.fwd:
             own = value.clone()
             try:
-                if isinstance(fn, Edit):
-                    answer = fn.apply(own, self.point, self.mask)
+                if isinstance(hook.fn, Edit):
+                    answer = hook.fn.apply(own, self.point, self.mask)
                 else:
-                    answer = call(fn, own, self.point)
+                    answer = hook(own, self.point)
             except Exception as error:
-                error.add_note(f"in hook {describe(fn)} at {self.point.name!r}")
+                error.add_note(f"in hook {describe(hook.fn)} at {self.point.name!r}")
                 raise
-            value = own if answer is None else check_answer(answer, own, fn, self.point)
+            value = own if answer is None else check_answer(answer, own, hook.fn, self.point)
         return value.clone()
 
     def _watch_gradient(self, value: Tensor) -> Tensor:
@@ -74,17 +94,18 @@ class _Station:
                 f"off (torch.no_grad or torch.set_grad_enabled(False))."
             )
         value = _own_node(value)
-        for fn in self.bwd:
-            value.register_hook(self._on_gradient(fn))
+        for hook in self.bwd:
+            value.register_hook(self._on_gradient(hook))
         return value
 
-    def _on_gradient(self, fn: HookFunction) -> Callable[[Tensor], Tensor | None]:
-        def hook(gradient: Tensor) -> Tensor | None:
+    def _on_gradient(self, hook: Listener) -> Callable[[Tensor], Tensor]:
+        def called(gradient: Tensor) -> Tensor:
             mine = gradient.clone()
-            answer = call(fn, mine, self.point)
-            return mine if answer is None else check_answer(answer, gradient, fn, self.point)
+            answer = hook(mine, self.point)
+            return mine if answer is None else check_answer(answer, gradient, hook.fn, self.point)
 
-        return hook
+        return called
+
 
 def check_answer(answer: Any, expected: Tensor, fn: HookFunction, point: HookPoint) -> Tensor:
     """What a hook returned.
@@ -140,12 +161,10 @@ class Listeners:
         Raises:
             HookError: one of them cannot be called as `fn(activation, hook)`.
         """
-        fwd, bwd = list(fwd), list(bwd)
-        for fn in (*fwd, *bwd):
-            check_function(fn, name)
+        checked = [[Listener.of(fn, name) for fn in fns] for fns in (fwd, bwd)]
         station = self._station(name)
-        station.fwd += fwd
-        station.bwd += bwd
+        station.fwd += checked[0]
+        station.bwd += checked[1]
 
     def collect(self, names: Iterable[str], collector: Collector) -> None:
         """Show `collector(point, tensor)` what flows on at these points, detached."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from hooks.edits import Edit
 from hooks.located import LocatedEdit, Locator, position_first
 from hooks.names import NameFilter, resolve, select
-from hooks.point import HookFunction, HookPoint, call, check_function, describe
-from hooks.scope import Listeners, check_answer
+from hooks.point import HookFunction, HookPoint, describe
+from hooks.scope import Listener, Listeners, check_answer
 from hooks.when import PromptTokens, When
 
 Hook = tuple[NameFilter, HookFunction] | tuple[NameFilter, HookFunction, When]
@@ -148,9 +148,9 @@ class Timeline:
             for name in names:
                 self._listening.append(self._located(fn, name, when, columns))
             return
-        check_function(fn, names[0])
+        listener = Listener.of(fn, names[0])
         columns = self._columns(when, f"the hook {describe(fn)}")
-        self._listening += [_Function(name, fn, columns, self._now) for name in names]
+        self._listening += [_Function(name, listener, columns, self._now) for name in names]
 
     def _columns(self, when: When | None, what: str) -> tuple[int, int]:
         """The columns at which something applies."""
@@ -238,10 +238,8 @@ class Timeline:
 class _Function:
     """A function hook at one point, on the columns at which it applies."""
 
-    def __init__(
-        self, name: str, fn: HookFunction, columns: tuple[int, int], now: _Now
-    ) -> None:
-        self.name, self._fn, self._columns, self._now = name, fn, columns, now
+    def __init__(self, name: str, listener: Listener, columns: tuple[int, int], now: _Now) -> None:
+        self.name, self._listener, self._columns, self._now = name, listener, columns, now
         self.function: HookFunction = self
 
     def applies(self, start: int, end: int) -> bool:
@@ -252,7 +250,7 @@ class _Function:
         first, end = max(now.start, self._columns[0]), min(now.end, self._columns[1])
         whole = now.shown
         if (first, end) == whole:
-            return call(self._fn, activation, hook)
+            return self._listener(activation, hook)
         part = activation.narrow(
             hook.axes.index("query" if "query" in hook.axes else "pos"),
             first - now.start,
@@ -261,16 +259,16 @@ class _Function:
         own = part.clone()
         now.shown = (first, end)
         try:
-            answer = call(self._fn, own, hook)
+            answer = self._listener(own, hook)
         finally:
             now.shown = whole
         if answer is not None:
-            own = check_answer(answer, own, self._fn, hook)
+            own = check_answer(answer, own, self._listener.fn, hook)
         part.copy_(own)
         return None
 
     def __repr__(self) -> str:
-        return describe(self._fn)
+        return describe(self._listener.fn)
 
 
 class _Located:
@@ -314,9 +312,7 @@ def _checked_hook(hook: Any) -> tuple[NameFilter, HookFunction, When | None]:
         )
     names, fn, when = (*hook, None)[:3]
     if isinstance(fn, str | tuple):
-        raise TypeError(
-            f"fwd_hooks takes pairs (name, function): {hook!r} is the other way round."
-        )
+        raise TypeError(f"fwd_hooks takes pairs (name, function): {hook!r} is the other way round.")
     if when is not None and not isinstance(when, When):
         raise TypeError(f"when is PromptTokens(), NewTokens() or Steps(a, b), not {when!r}.")
     return names, fn, when

@@ -7,7 +7,7 @@ import socket
 import sys
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import settings
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 PACKAGES = ["hooks", "interp", "analyses"]
 MINI_WEIGHTS = Path(__file__).parents[1] / "interp" / "mini" / "model.safetensors"
@@ -67,6 +67,14 @@ def _seeds() -> None:
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Annotations unchecked, as users have it: the errors are then our own."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)
 
 
 def _is_local(host: object) -> bool:
@@ -157,3 +165,16 @@ def mini():
     from interp import HookedGPT2
 
     return HookedGPT2.from_pretrained("mini")
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """A headless Chromium (`_browser.Browser`), started when the first test asks for it."""
+    from _browser import Browser, BrowserMissing
+
+    try:
+        running = Browser()
+    except BrowserMissing as error:
+        pytest.skip(str(error))
+    with running:
+        yield running

@@ -5,6 +5,7 @@ import json
 import pandas as pd
 import pytest
 import torch
+from _micro import AB, micro_model
 
 from analyses import cli
 from analyses.ablation import ablation, main
@@ -250,13 +251,10 @@ def test_change_and_its_errors(model, tokens):
 
 
 def test_by_hand():
-    """The model of `test_micro`, at the second token b: its residual ends as 3 b + 4 c with scale
+    """The micro model, at the second token b: its residual ends as 3 b + 4 c with scale
     5, logits (0, 3, 4). Without head 0 it is b + 4 c, scale sqrt(17); without the neuron that
     fires on b, or the MLP, 3 b, scale 3 and logits (0, 5, 0)."""
-    from tests.test_micro import AB
-    from tests.test_micro import model as build
-
-    model = build.__wrapped__()
+    model = micro_model()
     metric = logit_diff(2, 1)
     heads = ablation(model, AB, metric)
     assert heads.effects.base.tolist() == pytest.approx([1])

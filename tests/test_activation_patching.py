@@ -3,18 +3,17 @@
 import html
 import io
 import json
-import re
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from jaxtyping import config
+from _browser import Browser
+from _commands import help_without_torch
 from rich.console import Console
 from torch import Tensor
 
@@ -43,14 +42,6 @@ def model(reference_model: Callable[..., Any]) -> HookedGPT2:
     cfg = dict(n_layer=N_LAYERS, n_head=N_HEADS, n_embd=12, n_positions=12, vocab_size=31,
                bos_token_id=0, eos_token_id=0)  # fmt: skip
     return HookedGPT2.from_pretrained(reference_model(cfg, dtype=torch.float64), dtype="float64")
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Annotations unchecked, as users have it: the errors are then our own."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 def tokens(n: int = 2) -> tuple[Tensor, Tensor]:
@@ -499,28 +490,24 @@ def test_plot_and_lookup(result: ActivationPatching) -> None:
     assert "denoising" in repr(result) and "resid_pre: layer 2 x pos" in repr(result)
 
 
-def test_page_is_drawn_offline(result: ActivationPatching, mini: Any, tmp_path: Path) -> None:
+def test_page_is_drawn_offline(
+    result: ActivationPatching, mini: Any, tmp_path: Path, browser: Browser
+) -> None:
     path = tmp_path / "page.html"
     result.to_html(path, model=mini)
     source = path.read_text()
     assert "</script> to" not in source
     assert "sha256" in source and result.provenance.call.split("(")[0] in html.unescape(source)
-    browser = next(filter(None, map(shutil.which, ("chromium", "google-chrome"))), None)
-    if browser is None:
-        pytest.skip("no headless browser is on the PATH")
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", "--virtual-time-budget=5000",
-        f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if run.returncode or "<body" not in run.stdout:
-        pytest.skip(f"{browser} does not run here: {run.stderr[-300:]}")
-    drawn = len(re.findall(r'class="heatmaplayer', run.stdout))
-    assert drawn == 3 + 1 + 1  # three panels, heads, heads by position
-    ticks = re.findall(r'class="xtick".*?</text>', run.stdout, re.DOTALL)
-    assert any("&lt;" in tick for tick in ticks)
-    assert "·Mary/·John" in run.stdout or "·John/·Mary" in run.stdout
+    with browser.open(path) as page:
+        n_plots = 3 + 1 + 1  # three panels, heads, heads by position
+        page.wait_for(f"document.querySelectorAll('.heatmaplayer').length === {n_plots}")
+        ticks = page.evaluate(
+            "[...document.querySelectorAll('.xtick text')].map(e => e.textContent)"
+        )
+        assert any("<" in tick for tick in ticks)
+        assert "·Mary/·John" in page.html() or "·John/·Mary" in page.html()
+        assert page.console == []
+        assert page.requests == []
 
 
 def test_terminal(result: ActivationPatching) -> None:
@@ -557,16 +544,7 @@ def test_command_line(tmp_path: Path) -> None:
 
 
 def test_command_line_answers_at_once_and_in_one_line() -> None:
-    code = (
-        "import sys; sys.argv = ['x', '--help']\n"
-        "import runpy\n"
-        "try: runpy.run_module('analyses.activation_patching', run_name='__main__')\n"
-        "except SystemExit: pass\n"
-        "assert 'torch' not in sys.modules"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert run.returncode == 0, run.stderr
-    assert "--corruption" in run.stdout
+    assert "--corruption" in help_without_torch("analyses.activation_patching")
     run = run_command("--task", "ioi", "--views", "resid_prr")
     assert run.returncode == 1
     assert run.stderr.startswith("error: unknown view 'resid_prr'; did you mean 'resid_pre'")

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 import torch
+from _micro import AB, micro_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -180,40 +181,15 @@ def test_every_part_against_the_layer_norm_done_by_hand(model, tokens):
 
 
 def test_a_model_computed_by_hand():
-    """One layer, d_model 4. The last token's embedding is (3, 3, -3, -3); a neuron writes
-    (4, -4, -4, 4); so the residual is (7, -1, -7, 1), its scale sqrt((49 + 1 + 49 + 1) / 4) = 5.
-
-    The answer is read along (1, 1, -1, -1), the wrong token along (1, -1, -1, 1). Their difference
-    is (0, 2, 0, -2): the embedding adds (6 + 6) / 5 = 2.4, the neuron (-8 - 8) / 5 = -3.2.
-    """
-    cfg = HookedGPT2Config(
-        n_layers=1,
-        d_model=4,
-        n_heads=2,
-        d_mlp=2,
-        n_ctx=2,
-        d_vocab=3,
-        act_fn="relu",
-        eps=1e-14,
-        tie_word_embeddings=False,
-    )
-    model = HookedGPT2.from_config(cfg, dtype="float64").requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.zero_()
-    for norm in ("ln_1.weight", "ln_2.weight", "ln_f.weight"):
-        model.get_parameter(norm).fill_(1)
-    b, c = torch.tensor([1.0, 1, -1, -1]).double(), torch.tensor([1.0, -1, -1, 1]).double()
-    model.W_E[1] = 3 * b
-    # Layer norm makes b of 3 b, and b . b = 4: the neuron is at 4 and writes c.
-    model.W_in[0, :, 1] = b
-    model.W_out[0, 1] = c
-    model.W_U[:] = torch.stack([b, c, -b], dim=1)
-    found = attribution(model, torch.tensor([[2, 1]]), 0, 1)
-    assert found["component"].values[:, 0].tolist() == pytest.approx([2.4, 0, 0, -3.2, 0, 0])
-    assert found["neuron"].values[0, :, 0].tolist() == pytest.approx([0, -3.2])
-    assert found["head"].values.abs().max() == 0
-    assert found["lens"].values[:, 0].tolist() == pytest.approx([2.4, 2.4, -0.8])
-    assert found.logit_diff.tolist() == pytest.approx([-0.8])
+    """The micro model at the second token: its embedding is b, head 0 writes 2 b, neuron 0 writes
+    4 c, so the residual is 3 b + 4 c with scale 5. Of logit b minus logit c each b is worth 1 and
+    each c -1."""
+    found = attribution(micro_model(), AB, 1, 2)
+    assert found["component"].values[:, 0].tolist() == pytest.approx([1, 0, 2, -4, 0, 0])
+    assert found["head"].values[0, :, 0].tolist() == pytest.approx([2, 0])
+    assert found["neuron"].values[0, :, 0].tolist() == pytest.approx([-4, 0])
+    assert found["lens"].values[:, 0].tolist() == pytest.approx([1, 3, -1])
+    assert found.logit_diff.tolist() == pytest.approx([-1])
 
 
 def test_parts_that_were_replaced_count_as_they_were_left(model, tokens):

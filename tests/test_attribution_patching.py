@@ -5,16 +5,15 @@ import io
 import json
 import math
 import re
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from jaxtyping import config
+from _commands import help_without_torch
+from _random_pairs import D_VOCAB, N_POS, lively_model, random_pair
 from rich.console import Console
 from torch import Tensor
 
@@ -33,40 +32,13 @@ from analyses.metrics import kl, log_prob, logit_diff, loss, prob
 from analyses.pairs import PromptPair
 from interp import HookedGPT2, HookedGPT2Config
 
-N_LAYERS, N_HEADS, N_POS, D_VOCAB = 2, 3, 5, 31
+N_LAYERS, N_HEADS = 2, 3
 EVERY = (*VIEWS, NEURONS)
 
 
 @pytest.fixture(scope="module")
 def model(reference_model: Callable[..., Any]) -> HookedGPT2:
-    cfg = dict(n_layer=N_LAYERS, n_head=N_HEADS, n_embd=12, n_positions=12, vocab_size=D_VOCAB,
-               bos_token_id=0, eos_token_id=0)  # fmt: skip
-    model = HookedGPT2.from_pretrained(reference_model(cfg, dtype=torch.float64), dtype="float64")
-    with torch.no_grad():
-        for embedding in (model.W_E, model.W_pos):
-            embedding.mul_(10)  # as they are, all logits are next to zero
-    return model
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Annotations unchecked, as users have it: the errors are then our own."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
-
-
-def random_pair(model: HookedGPT2, lengths: tuple[int, ...] = (N_POS, N_POS)) -> PromptPair:
-    """Prompts that differ at every position; shorter ones are padded."""
-    n, width = len(lengths), max(lengths)
-    clean = torch.randint(1, D_VOCAB, (n, width))
-    corrupted = (clean + torch.randint(1, D_VOCAB - 1, (n, width)) - 1) % (D_VOCAB - 1) + 1
-    mask = torch.arange(width) < torch.tensor(lengths)[:, None]
-    clean, corrupted = clean * mask, corrupted * mask
-    answers = torch.arange(n) + 3
-    return PromptPair.of(
-        model, clean, corrupted, answers.tolist(), (answers + 7).tolist(), attention_mask=mask
-    )
+    return lively_model(reference_model, N_LAYERS, N_HEADS)
 
 
 def edited(
@@ -672,13 +644,4 @@ def test_the_command_refuses_in_one_line(
 
 
 def test_help_needs_no_torch() -> None:
-    code = (
-        "import runpy, sys\n"
-        "sys.argv = ['attribution_patching', '--help']\n"
-        "try: runpy.run_module('analyses.attribution_patching', run_name='__main__')\n"
-        "except SystemExit as end: assert not end.code\n"
-        "assert 'torch' not in sys.modules"
-    )
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert run.returncode == 0, run.stderr
-    assert "--exact" in run.stdout
+    assert "--exact" in help_without_torch("analyses.attribution_patching")

@@ -5,7 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from jaxtyping import config
 
 from interp import HookedGPT2, HookedGPT2Config, KeyValueCache
 
@@ -256,15 +255,7 @@ BAD = {
 }
 
 
-@pytest.fixture
-def as_a_user_runs_it():
-    """Annotations are checked in tests only: a user meets our own errors."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
-
-
-@pytest.mark.usefixtures("as_a_user_runs_it")
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("case", BAD)
 def test_bad_input(model, case):
     call, kind, told = BAD[case]

@@ -399,3 +399,11 @@ def test_command(
     ):
         assert cli.status(module.main, "x", [*wrong, *small]) == 1
         assert message in capsys.readouterr().err
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.looks, "show", interrupted)
+    csv.unlink()
+    assert cli.status(module.main, "x", arguments) == 130
+    assert csv.exists()  # files are written before tables are shown

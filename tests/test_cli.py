@@ -18,6 +18,7 @@ from rich.console import Console
 from analyses import cli
 from analyses.logit_lens import main
 from interp import sources
+from interp.weights import DTYPES
 
 ROOT = Path(__file__).parents[1]
 PROMPT = "When Mary and John went to the store, John gave a drink to"
@@ -360,6 +361,17 @@ def test_messages_are_one_line(capsys: Any, error: Exception, line: str) -> None
     assert capsys.readouterr().err == f"error: {line}\n"
 
 
+def test_files_are_written_before_tables_are_shown(
+    command: Any, prompt: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analyses._views.logit_lens.show", interrupted)
+    assert command(prompt, "--model", "mini", "--csv", tmp_path / "table.csv").status == 130
+    assert (tmp_path / "table.csv").exists()
+
+
 # ------------------------------------------------------------------ help
 
 
@@ -435,6 +447,11 @@ def test_prompt_is_the_file_less_one_newline(tmp_path: Path, content: bytes, tex
 def test_odd_file_names_can_be_printed() -> None:
     assert cli.printable_path("a\udcff\x1b[31m\n") == "a\\udcff\\x1b[31m\\n"
     assert cli.printable_path("é 日本") == "é 日本"
+
+
+def test_dtypes_are_those_of_models() -> None:
+    # Written twice: what `--help` shows must not import torch.
+    assert tuple(DTYPES) == cli.DTYPES
 
 
 # ------------------------------------------------------------------ tokens and tables

@@ -3,12 +3,10 @@
 import io
 import json
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch
-from jaxtyping import config
 from rich.console import Console
 
 from analyses import report
@@ -40,14 +38,6 @@ def by_head(n: int = 2) -> Effects:
     values = torch.randn(3 * 4 * 2, n, dtype=F64)
     labels = {"layer": LAYERS, "pos": POS, "head": HEADS}
     return Effects.on_axes("z", labels, values, torch.zeros(n, dtype=F64), "prob")
-
-
-@pytest.fixture
-def unchecked() -> Iterator[None]:
-    """Annotations unchecked, as users have it: the errors are then our own."""
-    config.update("jaxtyping_disable", True)
-    yield
-    config.update("jaxtyping_disable", False)
 
 
 # ------------------------------------------------------------------ numbers

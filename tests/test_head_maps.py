@@ -1,15 +1,21 @@
 """Maps of heads in a page: the numbers that travel are the numbers given, or the page says so."""
 
 import base64
+import io
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import _browser
 import numpy as np
+import pandas as pd
+import plotly.graph_objects as go
 import pytest
 import torch
 from torch import Tensor
 
 from analyses._page.head_maps import LINKS
-from analyses.report import HeadMaps, MapKind
+from analyses.report import HeadMaps, MapKind, Page, Shaded
 
 HEADS = [(0, 0), (0, 1), (2, 1)]
 
@@ -152,3 +158,221 @@ def test_what_is_masked_is_not_read() -> None:
     assert np.isfinite(numbers(spec["kinds"][0]["values"])).all()
     with pytest.raises(ValueError, match="scores holds NaN or infinity"):
         maps_of(4, MapKind("scores", scores, signed=True, causal=False)).spec()
+
+
+# ------------------------------------------------------------------ in a browser
+
+N = 7
+PATTERN = random_patterns(N)
+SCORES = torch.randn(3, N, N, generator=torch.Generator().manual_seed(1), dtype=torch.float64) * 9
+HOSTILE = ["</script>", "<b>bold</b>", 'a"b', "\u202eright", "שלום", "", "x" * 300]
+
+
+def two_maps() -> Page:
+    page = Page("Maps")
+    names = [["0.0", "0.1"], ["2.0", "2.1"]]
+    page.figure(go.Figure(go.Heatmap(z=[[1, 2], [3, 4]])), opens=names)
+    page.table(["head"], [[Shaded("the third", 0.5, opens="2.1")], [Shaded("plain", 0.5)]])
+    kinds = [
+        MapKind("pattern", PATTERN, "Rows sum to one.", limit=1.0),
+        MapKind("q·k", SCORES, "Before the mask.", signed=True, causal=False),
+    ]
+    tokens = [f"·t{i}" for i in range(N)]
+    notes = {(2, 1): "induction 0.9"}
+    page.head_maps(HeadMaps(HEADS, tokens, kinds, notes=notes), "first", side_by_side=True)
+    page.head_maps(HeadMaps([(1, 1)], HOSTILE, [MapKind("pattern", PATTERN[:1])]), "second")
+    return page
+
+
+@pytest.fixture
+def opened(browser: _browser.Browser, tmp_path: Path) -> Iterator[_browser.Page]:
+    two_maps().write(tmp_path / "page.html")
+    with browser.open(tmp_path / "page.html") as page:
+        yield page
+        assert page.console == []
+        assert page.requests == []
+
+
+def titles(page: _browser.Page) -> list[str]:
+    script = "[...document.querySelectorAll('.head-maps h3')].map(e => e.textContent)"
+    return [title.replace("\u2068", "").replace("\u2069", "") for title in page.evaluate(script)]
+
+
+def table(page: _browser.Page, section: int = 0) -> list[list[str]]:
+    return page.evaluate(
+        f"[...document.querySelectorAll('.head-maps')[{section}].querySelectorAll('tbody tr')]"
+        ".map(row => [...row.cells].map(cell => cell.textContent))"
+    )
+
+
+def test_a_click_opens_a_head(opened: _browser.Page) -> None:
+    assert titles(opened)[0] == "Head 0.0: pattern"
+    opened.click(".head-maps .thumb[data-head='2.1']")
+    assert titles(opened)[0] == "Head 2.1: pattern"
+    assert "induction 0.9" in opened.text()
+    pressed = opened.evaluate("[...document.querySelectorAll('.thumb[aria-pressed=true]')]"
+                              ".map(e => e.dataset.head)")  # fmt: skip
+    assert pressed == ["2.1", "1.1"]  # of either section its own
+    shown = opened.evaluate("document.querySelector('.map').data[0].z")
+    for row, numbers_shown in enumerate(shown):
+        for column, number in enumerate(numbers_shown):
+            if column > row:
+                assert number is None or np.isnan(number)
+            else:
+                assert number == np.float32(PATTERN[2, row, column])
+
+
+def test_tables_and_figures_open_heads(opened: _browser.Page) -> None:
+    opened.click("[data-open='2.1']")
+    assert titles(opened)[0] == "Head 2.1: pattern"
+    assert opened.evaluate("document.querySelectorAll('[data-open]').length") == 1
+    opened.click(".plot .nsewdrag", at=(0.75, 0.75))  # row 0, column 1
+    opened.wait_for("document.querySelector('.head-maps h3').textContent.includes('0.1')")
+    opened.click(".plot .nsewdrag", at=(0.25, 0.25))  # row 1, column 0: there is no 2.0
+    assert titles(opened)[0] == "Head 0.1: pattern"
+
+
+def test_what_a_token_attends_to_in_numbers(opened: _browser.Page) -> None:
+    assert titles(opened)[1] == "What ·t6 (position 6) attends to in head 0.0"
+    opened.click(".attended .token", 3)
+    assert titles(opened)[1] == "What ·t3 (position 3) attends to in head 0.0"
+    for key, row in enumerate(table(opened)):
+        assert row[0] == str(key)
+        assert row[1].strip("\u2068\u2069") == f"·t{key}"
+        if key > 3:
+            assert row[2] == "masked"
+        else:
+            assert float(row[2]) == pytest.approx(float(PATTERN[0, 3, key]), rel=1e-5)
+        assert float(row[3]) == pytest.approx(float(SCORES[0, 3, key]), rel=1e-5)
+    assert len(table(opened)) == N
+    opened.hover(".attended .token", 1)  # looks, and does not choose
+    assert "·t1 (position 1)" in titles(opened)[1]
+    opened.hover("h1")
+    assert "·t3 (position 3)" in titles(opened)[1]
+
+
+def test_what_attends_to_a_token(opened: _browser.Page) -> None:
+    opened.click(".attended .token", 4)
+    opened.evaluate("[...document.querySelectorAll('button')]"
+                    ".find(b => b.textContent === 'what attends to it').click()")  # fmt: skip
+    assert titles(opened)[1] == "What attends to ·t4 (position 4) in head 0.0"
+    for query, row in enumerate(table(opened)):
+        shown = "masked" if query < 4 else pytest.approx(float(PATTERN[0, query, 4]), rel=1e-5)
+        assert (row[2] if query < 4 else float(row[2])) == shown
+
+
+def test_kinds(opened: _browser.Page) -> None:
+    assert "Rows sum to one." in opened.text()
+    opened.click(".head-maps .buttons button", 1)
+    assert titles(opened)[0] == "Head 0.0: q·k"
+    assert "Before the mask." in opened.text() and "Rows sum to one." not in opened.text()
+    trace = opened.evaluate("(({z, zmin, zmax}) => ({z, zmin, zmax}))"
+                            "(document.querySelector('.map').data[0])")  # fmt: skip
+    largest = float(SCORES[0].float().abs().max())
+    assert (trace["zmin"], trace["zmax"]) == (-largest, largest)
+    np.testing.assert_array_equal(np.float32(trace["z"]), SCORES[0].float().numpy())
+
+
+def test_small_maps_have_the_colours_of_their_numbers(opened: _browser.Page) -> None:
+    darkness = opened.evaluate(
+        """[...document.querySelectorAll(".head-maps .thumb[data-head='0.1'] canvas")].map(c => {
+            const {data} = c.getContext("2d").getImageData(0, 0, c.width, c.height);
+            return [c.width, [...Array(c.width * c.height).keys()].map(i =>
+                data[4 * i + 3] ? 765 - data[4 * i] - data[4 * i + 1] - data[4 * i + 2] : null)];
+        })[0]"""
+    )
+    width, found = darkness
+    assert width == N
+    lower = torch.ones(N, N).tril().bool().flatten().tolist()
+    assert [one is not None for one in found] == lower
+    shown = [
+        (float(v), d) for v, d in zip(PATTERN[1].flatten(), found, strict=True) if d is not None
+    ]
+    dark = [d for _, d in sorted(shown)]
+    assert dark == sorted(dark) and len(set(dark)) > N
+
+
+def test_csv_of_a_head(opened: _browser.Page) -> None:
+    opened.click(".head-maps .thumb[data-head='0.1']")
+    opened.click(".head-maps .large > button")
+    file = opened.download()
+    assert file.name == "head_0.1.csv"
+    frame = pd.read_csv(io.BytesIO(file.data))
+    assert list(frame) == [
+        "layer", "head", "query", "query_token", "key", "key_token", "pattern", "q·k",
+    ]  # fmt: skip
+    assert len(frame) == N * N and set(frame["layer"]) == {0} and set(frame["head"]) == {1}
+    square = frame.pivot(index="query", columns="key", values="q·k").to_numpy()
+    np.testing.assert_array_equal(square.astype(np.float32), SCORES[1].float().numpy())
+    assert frame.loc[frame["key"] > frame["query"], "pattern"].isna().all()
+
+
+def test_hostile_tokens_are_text(opened: _browser.Page) -> None:
+    labels = opened.evaluate(
+        "[...document.querySelectorAll('.head-maps:last-of-type .attended .token')]"
+        ".map(token => token.textContent)"
+    )
+    assert labels == [token or "∅" for token in HOSTILE]
+    assert opened.evaluate("document.querySelectorAll('.head-maps b').length") == 0
+    widest = opened.evaluate("document.documentElement.scrollWidth - innerWidth")
+    assert widest <= 0
+    opened.click(".attended .token", N + 6)
+    assert "x" * 29 + "…" in titles(opened)[3]
+
+
+def test_pooled_maps_say_so(browser: _browser.Browser) -> None:
+    n = 60
+    values = random_patterns(n)
+    page = Page("Pooled")
+    page.head_maps(maps_of(n, MapKind("pattern", values)), side_by_side=True, budget=2500)
+    with browser.open(page.html(), theme="dark") as opened:
+        assert "maps in blocks of" in opened.text()
+        opened.click(".attended .token", 50)
+        assert "The 4 strongest of 51, by pattern." in opened.text()
+        strongest = values[0, 50].float().topk(LINKS)
+        rows = table(opened)
+        assert [int(row[0]) for row in rows] == strongest.indices.tolist()
+        np.testing.assert_allclose([float(row[2]) for row in rows], strongest.values, rtol=1e-5)
+        assert opened.evaluate("document.querySelector('.large > button').hidden")
+        opened.click(".layer > summary")
+        assert "Too many cells for this view" in opened.text()
+        assert opened.console == []
+
+
+def test_the_theme_can_be_changed(opened: _browser.Page) -> None:
+    colour = "document.querySelector('.map').layout.template.layout.paper_bgcolor"
+    light = opened.evaluate(colour)
+    opened.click(".head-maps .thumb[data-head='2.1']")
+    opened.click("#theme")
+    assert opened.evaluate(colour) != light
+    assert titles(opened)[0] == "Head 2.1: pattern"  # what was chosen stays
+
+
+def test_heads_of_a_layer_side_by_side(opened: _browser.Page) -> None:
+    assert opened.evaluate("document.querySelectorAll('.layer').length") == 1  # of the first maps
+    assert opened.evaluate("document.querySelectorAll('.layer canvas').length") == 0
+    opened.click(".layer > summary")
+    opened.wait_for("document.querySelectorAll('.layer [data-head]').length == 2")
+    names = "[...document.querySelectorAll('.layer [data-head]')].map(e => e.dataset.head)"
+    assert opened.evaluate(names) == ["0.0", "0.1"]
+    opened.click(".head-maps .thumb[data-head='2.1']")
+    opened.wait_for("document.querySelectorAll('.layer [data-head]').length == 1")
+    assert opened.evaluate(names) == ["2.1"]
+    assert "Heads of layer 2 side by side: pattern" in opened.text()
+
+
+def test_heads_open_under_their_own_heading(browser: _browser.Browser) -> None:
+    page = Page("Sections")
+    for name in ("one", "two"):
+        page.heading(name)
+        page.head_maps(maps_of(N))
+        page.table(["head"], [[Shaded("2.1", 0.5, opens="2.1")]])
+    page.heading("summary")
+    page.table(["head"], [[Shaded("0.1", 0.5, opens="0.1")]])
+    with browser.open(page.html()) as opened:
+        opened.click("[data-open]", 0)
+        assert [title for title in titles(opened) if title.startswith("Head")] == [
+            "Head 2.1: pattern", "Head 0.0: pattern",
+        ]  # fmt: skip
+        opened.click("[data-open]", 2)
+        assert titles(opened)[2] == "Head 0.1: pattern"

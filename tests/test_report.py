@@ -5,16 +5,15 @@ import hashlib
 import html
 import json
 import re
-import shutil
-import subprocess
 from html.parser import HTMLParser
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import plotly.graph_objects as go
 import pytest
 import torch
+from _browser import Browser
 
 from analyses.report import (
     Page,
@@ -231,87 +230,40 @@ def test_page_shows_provenance() -> None:
 
 # ------------------------------------------------------------------ in a browser
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-
-
-def browse(path: Path, tmp_path: Path, *flags: str) -> str:
-    """The page as headless Chromium has it after its scripts ran."""
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        pytest.skip(f"no headless browser: none of {', '.join(BROWSERS)} is on the PATH")
-    command = [
-        browser, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run",
-        "--disable-background-networking", "--disable-component-update", "--disable-sync",
-        "--virtual-time-budget=5000", f"--user-data-dir={tmp_path / 'profile'}",
-        f"--log-net-log={tmp_path / 'net.json'}", *flags, "--dump-dom", path.as_uri(),
-    ]  # fmt: skip
-    run = subprocess.run(command, capture_output=True, text=True, timeout=120)
-    if run.returncode or "<body" not in run.stdout:
-        pytest.skip(f"{browser} does not run here (status {run.returncode}): {run.stderr[-300:]}")
-    return run.stdout
-
-
-def page_requests(tmp_path: Path) -> list[str]:
-    """Addresses that a page asked for; what the browser itself asks for has no initiator."""
-    found = []
-    for line in (tmp_path / "net.json").read_text("utf-8", "replace").splitlines():
-        if not line.startswith('{"params"'):
-            continue
-        params = json.JSONDecoder().raw_decode(line)[0]["params"]
-        if params.get("initiator", "not an origin") != "not an origin":
-            found.append(params["url"])
-    return [url for url in found if url.startswith("http")]
-
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
-def test_browser_draws_hostile_page_offline(tmp_path: Path, theme: str) -> None:
-    page = page_of(HOSTILE)
-    page.write(tmp_path / "page.html")
-    flags = ["--blink-settings=preferredColorScheme=0"] if theme == "dark" else []
-    dom = browse(tmp_path / "page.html", tmp_path, *flags)
-    title = re.search("<title>(.*?)</title>", dom, re.DOTALL)
-    assert title is not None
-    assert html.unescape(title[1]).startswith("Title </script>")
-    assert f'data-theme="{theme}"' in dom
-    assert 'class="heatmaplayer' in dom  # the policy let plotly run, and it drew
-    for tag, attributes in Elements(dom, strict=False).elements:
-        assert "onerror" not in attributes
-        assert tag not in ("img", "textarea", "b", "a") or attributes.get("rel") == "tooltip"
-    ticks = re.findall(r'class="xtick".*?</text>', dom, re.DOTALL)
-    assert len(ticks) == len(HOSTILE)
-    assert "&lt;img src=x onerror=" in ticks[3]
-    assert "<a" not in ticks[6]
-    assert page_requests(tmp_path) == []
-    assert "example.com" not in (tmp_path / "net.json").read_text(errors="replace")
+def test_browser_draws_hostile_page_offline(
+    browser: Browser, tmp_path: Path, theme: Literal["light", "dark"]
+) -> None:
+    page_of(HOSTILE).write(tmp_path / "page.html")
+    with browser.open(tmp_path / "page.html", theme=theme) as page:
+        page.wait_for("document.querySelector('.heatmaplayer')")  # the policy let plotly run
+        assert page.evaluate("document.title").startswith("Title </script>")
+        assert page.evaluate("document.documentElement.dataset.theme") == theme
+        for tag, attributes in Elements(page.html(), strict=False).elements:
+            assert "onerror" not in attributes
+            assert tag not in ("img", "textarea", "b", "a") or attributes.get("rel") == "tooltip"
+        ticks = page.evaluate(
+            "[...document.querySelectorAll('.xtick text')].map(e => e.textContent)"
+        )
+        assert len(ticks) == len(HOSTILE)
+        assert "<img src=x onerror=" in ticks[3]
+        assert page.console == []
+        assert page.requests == []
 
 
-def test_tokens_stand_in_order_and_in_one_box_each(tmp_path: Path) -> None:
+def test_tokens_stand_in_order_and_in_one_box_each(browser: Browser, tmp_path: Path) -> None:
     tokens = ["·שלום", "·עולם", ",", "·12", "·مرحبا", "x" * 400, "·two·halves·of·one"] * 4
     page = Page("order")
     page.tokens(tokens, prepended=False)
     page.table(["a", "b"], [["שלום", "עולם"]])
-    # Its own policy would not let this script run.
-    source = re.sub("<meta http-equiv.*?>", "", page.html())
-    measure = """<script>
-    const boxes = [...document.querySelectorAll(".token, td")].map(e =>
-      [...e.getClientRects()].map(r => [r.left, r.top, r.right]));
-    document.body.setAttribute("data-boxes", JSON.stringify([innerWidth, boxes]));
-    </script></body>"""
-    path = tmp_path / "page.html"
-    path.write_text(source.replace("</body>", measure), encoding="utf-8")
-    dom = browse(path, tmp_path, "--window-size=500,500")
-    found = re.search('data-boxes="(.*?)"', dom)
-    assert found is not None
-    width, boxes = json.loads(html.unescape(found[1]))
+    page.write(tmp_path / "page.html")
+    measure = """[...document.querySelectorAll(".token, td")].map(e =>
+        [...e.getClientRects()].map(r => [r.left, r.top, r.right]))"""
+    with browser.open(tmp_path / "page.html", width=500, height=500) as opened:
+        boxes = opened.evaluate(measure)
     assert [len(box) for box in boxes] == [1] * (len(tokens) + 2)  # none is in two pieces
     places = [box[0] for box in boxes]
     for (left, top, _), (next_left, next_top, _) in pairwise(places):
         assert next_top > top or (next_top == top and next_left > left)
-    assert max(right for _, _, right in places) <= width
-
-
-def test_requests_of_a_page_are_seen(tmp_path: Path) -> None:
-    # Else the test above could not fail.
-    (tmp_path / "page.html").write_text('<img src="http://example.com/x.png">', encoding="utf-8")
-    browse(tmp_path / "page.html", tmp_path)
-    assert "http://example.com/x.png" in page_requests(tmp_path)
+    assert max(right for _, _, right in places) <= 500

@@ -3,13 +3,14 @@
 import base64
 import hashlib
 from functools import cache
-from importlib import resources
+from importlib import resources, util
+from pathlib import Path
 
 from analyses._page.text import script_json
 from analyses._page.theme import THEMES, variables
 
 # What parts of a page may need, in the order in which it stands there.
-SCRIPTS = ("plotly", "themes", "figures", "heads")
+SCRIPTS = ("plotly", "circuitsvis", "themes", "figures", "views", "heads", "data")
 
 
 @cache
@@ -20,14 +21,29 @@ def asset(name: str) -> str:
 
 @cache
 def script(name: str) -> str:
-    """One of `SCRIPTS`, or `theme`, which every page ends with."""
+    """One of `SCRIPTS`, `theme`, with which every page ends, or `frame`, for those in notebooks."""
     if name == "plotly":
         from plotly.offline import get_plotlyjs
 
         return _read_as_browser(get_plotlyjs())
+    if name == "circuitsvis":
+        return _circuitsvis()
     if name == "themes":
         return f"const THEMES = {script_json(THEMES)};"
     return asset(f"{name}.js")
+
+
+def _circuitsvis() -> str:
+    """The script of circuitsvis, from its wheel. Its Python functions may ask the network."""
+    package = util.find_spec("circuitsvis")  # finds it without importing it
+    if package is None or package.origin is None:
+        raise ModuleNotFoundError("this view needs circuitsvis: pip install circuitsvis")
+    bundle = Path(package.origin).parent / "dist" / "cdn" / "iife.js"
+    source = _read_as_browser(bundle.read_text("utf-8"))
+    # It holds "</script>" in a string, which would end the script; the last line names a file
+    # that debuggers would look for.
+    source = source.replace("</script", "<\\/script").replace("<!--", "<\\!--")
+    return source.removesuffix("\n").removesuffix("//# sourceMappingURL=iife.js.map")
 
 
 def style() -> str:

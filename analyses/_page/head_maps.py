@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from analyses._page.views import MOST_CELLS, MOST_CELLS_HOVER, view_colours
+
 if TYPE_CHECKING:
     from jaxtyping import Float
     from torch import Tensor
@@ -91,6 +93,7 @@ class HeadMaps:
             "chosen": [tuple(one) for one in self.heads].index(tuple(chosen)),
             "query": n - 1 if self.query is None else self.query,
             "block": block,
+            "mostCells": [MOST_CELLS_HOVER, MOST_CELLS],
             "kinds": [self._packed(kind, block) for kind in shown],
             "leftOut": self._left_out(shown, block),
         }
@@ -146,6 +149,7 @@ class HeadMaps:
             "limit": kind.limit,
             "signed": kind.signed,
             "causal": kind.causal,
+            "colours": view_colours(kind.signed),
         }
         cells = values
         if block > 1:

@@ -124,6 +124,7 @@ class HeadMaps {
     this.table = element("div", "scroll");
     this.section.append(choose, this.explanation, maps, this.stripTitle, this.turn, this.strip,
       this.table);
+    if ("sideBySide" in this.section.dataset) this.section.append(this.buildLayer());
   }
 
   buildGrid() {
@@ -169,9 +170,20 @@ class HeadMaps {
     return large;
   }
 
+  // The heads of a layer, drawn by circuitsvis while somebody looks: it takes a second.
+  buildLayer() {
+    this.layer = element("details", "layer");
+    this.layerTitle = element("summary", "");
+    this.layerView = element("div", "");
+    this.layer.append(this.layerTitle, this.layerView);
+    this.layer.addEventListener("toggle", () => this.drawLayer());
+    return this.layer;
+  }
+
   open(head) {
     this.head = head;
     this.drawLarge();
+    this.drawLayer();
     this.drawQuery(this.query);
   }
   choose(query) {
@@ -198,7 +210,31 @@ class HeadMaps {
     this.explanation.textContent = this.kind.explanation;
     this.thumbs.forEach((thumb, head) => this.drawSmall(thumb.firstChild, head));
     this.drawLarge();
+    this.drawLayer();
     this.drawQuery(this.query);
+  }
+
+  drawLayer() {
+    if (!this.layer) return;
+    const {kind} = this, chosen = this.heads[this.head][0];
+    const title = `Heads of layer ${chosen} side by side: ${kind.name}`;
+    this.layerTitle.textContent = title;
+    if (!this.layer.open || this.layerShown === title) return;
+    this.layerShown = title;
+    const heads = [...this.heads.keys()].filter(head => this.heads[head][0] === chosen);
+    const [hover, most] = this.mostCells, cells = heads.length * kind.perHead;
+    if (this.block > 1 || cells > most) {
+      this.layerView.textContent = "Too many cells for this view: choose fewer heads or positions.";
+      return;
+    }
+    const limit = Math.max(...heads.map(head => kind.fullColour(head))), n = this.tokens.length;
+    mountView(this.layerView, "AttentionHeads", {
+      ...kind.colours, minValue: -limit, maxValue: limit, maskUpperTri: false,
+      tokens: this.tokens.map(token => isolated(short(token, 24))),
+      attentionHeadNames: heads.map(head => this.names[head]),
+      attention: heads.map(head => Array.from({length: n}, (_, query) =>
+        Array.from({length: kind.causal ? query + 1 : n}, (_, key) => kind.cell(head, query, key)))),
+    }, cells > hover);
   }
 
   drawSmall(canvas, head) {
@@ -354,15 +390,18 @@ addEventListener("theme", ({detail}) => {
   found ??= [...document.querySelectorAll(".head-maps")].map(section => new HeadMaps(section));
   for (const maps of found) maps.theme(detail);
 });
-// Whatever has `data-open` opens that head in the next maps of the page, or the last ones.
+// Whatever has `data-open` opens that head in maps under the same heading, the next, or the last.
 const openHead = (from, name) => {
-  const follows = maps =>
-    from.compareDocumentPosition(maps.section) & Node.DOCUMENT_POSITION_FOLLOWING;
-  const maps = found.find(follows) ?? found.at(-1);
+  const follows = (node, other) =>
+    node.compareDocumentPosition(other) & Node.DOCUMENT_POSITION_FOLLOWING;
+  const heading = node =>
+    [...document.querySelectorAll("h2")].filter(h2 => follows(h2, node)).at(-1);
+  const maps = found.find(({section}) => heading(section) === heading(from))
+    ?? found.find(({section}) => follows(from, section)) ?? found.at(-1);
   const head = maps ? maps.names.indexOf(name) : -1;
   if (head < 0) return;
   maps.open(head);
-  maps.section.scrollIntoView({behavior: "smooth"});
+  maps.section.scrollIntoView();
 };
 addEventListener("open-head", ({detail: {from, name}}) => openHead(from, name));
 document.addEventListener("click", ({target}) => {

@@ -39,7 +39,7 @@ class Provenance:
             device=str(model.device),
             call=call,
             versions={"python": platform.python_version()}
-            | {name: _version(name) for name in ("hooked-gpt2", "torch", "plotly")},
+            | {name: package_version(name) for name in ("hooked-gpt2", "torch", "plotly")},
         )
 
     def with_weights(self, model: "HookedGPT2", call: str | None = None) -> "Provenance":
@@ -75,7 +75,8 @@ def weights_sha256(model: "HookedGPT2") -> str:
     return digest.hexdigest()
 
 
-def _version(package: str) -> str:
+def package_version(package: str) -> str:
+    """The version of an installed package, in words."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:

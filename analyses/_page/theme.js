@@ -5,6 +5,13 @@ const show = theme => {
 };
 const system = () => show(dark.matches ? "dark" : "light");
 dark.addEventListener("change", system);
-document.getElementById("theme").addEventListener("click", () =>
+document.getElementById("theme")?.addEventListener("click", () =>
   show(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
+// A view in a notebook has no button, and ink is dark on paper.
+let shown;
+addEventListener("beforeprint", () => {
+  shown = document.documentElement.dataset.theme;
+  show("light");
+});
+addEventListener("afterprint", () => show(shown));
 system();

@@ -80,6 +80,7 @@ def page(found: "Ablation", top_k: int) -> report.Page:
             for row, shade in zip(rows, shades, strict=True)
         ],
     )
+    page.data("ablation", found.to_frame())
     page.provenance(found.provenance)
     return page
 

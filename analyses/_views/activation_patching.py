@@ -33,6 +33,7 @@ def page(result: "ActivationPatching", top_k: int = 10) -> report.Page:
     page.text(f"{effects_views.summary(next(iter(result.views.values())))}.")
     for names in effects_views.grouped(result.views):
         effects_views.add_group(page, result.views, names, top_k)
+    page.data("activation_patching", result.to_frame())
     page.provenance(result.provenance)
     return page
 

@@ -1,26 +1,25 @@
-"""How attention looks: figures, and tables for the terminal. The page is in `attention_page`."""
+"""How attention looks in words and in the terminal.
+
+Figures are in `attention_figures`, the page in `attention_page`.
+"""
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from analyses import cli, report
+from analyses import cli
 from analyses._attention_matrices import MATRICES
+from analyses._head_names import Head
 
 if TYPE_CHECKING:
-    import plotly.graph_objects as go
     from rich.console import Console
     from torch import Tensor
 
     from analyses._attention_maps import AttentionMaps
     from analyses._attention_result import AttentionDifference, AttentionPatterns
 
-# A montage of more cells is slow to draw and to hover over: beyond, cells stand for blocks.
-_MOST_CELLS = 40_000
-_MOST_TICKS = 60
 # A head's map in the terminal is for prompts that can be taken in at a glance.
 _MOST_GRID = 40
-_WIDEST = 1340
 
 
 def bos_note(prepend_bos: bool | None) -> str:
@@ -28,6 +27,36 @@ def bos_note(prepend_bos: bool | None) -> str:
     if prepend_bos is None:
         return "given as token ids"
     return f"<|endoftext|> {'' if prepend_bos else 'not '}prepended"
+
+
+def count(n: int, what: str) -> str:
+    """`1 token`, `2 tokens`."""
+    return f"{n} {what}{'s'[: n != 1]}"
+
+
+def prompts(result: "AttentionMaps") -> "list[tuple[str, AttentionPatterns]]":
+    """The prompts of a result, each with a line about it."""
+    from analyses._attention_result import AttentionDifference, AttentionPatterns
+
+    found: dict[str, AttentionPatterns] = {}
+    if isinstance(result, AttentionDifference):
+        found = {"First: ": result.first, "Second: ": result.second}
+    elif isinstance(result, AttentionPatterns):
+        found = {"": result}
+    read_by = {what: _read_by(prompt) for what, prompt in found.items()}
+    several = len(set(read_by.values())) > 1
+    return [
+        (
+            f"{what}{count(prompt.n_tokens, 'token')}, {bos_note(prompt.prepend_bos)}"
+            f"{f', read by {read_by[what]}' if several else ''}",
+            prompt,
+        )
+        for what, prompt in found.items()
+    ]
+
+
+def _read_by(prompt: "AttentionPatterns") -> str:
+    return f"{prompt.provenance.model} in {prompt.provenance.dtype}"
 
 
 def token_labels(result: "AttentionMaps", width: int | None = None) -> list[str]:
@@ -52,146 +81,15 @@ def title(result: "AttentionMaps", matrix: str) -> str:
     return f"difference of {kind}" if result.signed else kind
 
 
-# ------------------------------------------------------------------ figures
+def is_share(result: "AttentionMaps", matrix: str) -> bool:
+    """Whether numbers go from 0 to 1 and colours show them as they are."""
+    return matrix == "pattern" and not result.signed
 
 
-def head_map(result: "AttentionMaps", index: int, matrix: str) -> "go.Figure":
-    """See `AttentionMaps.plot`."""
-    import plotly.graph_objects as go
-
-    values = _finite(result.of_heads(matrix, [index])[0], result, matrix)
-    n = len(result.positions)
-    labels = [report.plotly_text(label(result, slot)) for slot in range(n)]
-    step = math.ceil(n / _MOST_TICKS)
-    ticks = {
-        "tickvals": list(range(0, n, step)),
-        "ticktext": [
-            report.plotly_text(f"{position}  {token}")
-            for position, token in zip(result.positions, token_labels(result, 14), strict=True)
-        ][::step],
-        "showgrid": False,
-    }
-    where = f"<b>{result.heads[index]}</b>: %{{customdata[0]}} → %{{customdata[1]}}"
-    heat = go.Heatmap(
-        z=values.tolist(),
-        **_colours(result, matrix, values),
-        # A query has a row, a key a column; both have a name that is isolated from the arrow, or
-        # words written from right to left would turn it round.
-        customdata=[[[_isolated(q), _isolated(k)] for k in labels] for q in labels],
-        hovertemplate=f"{where}<br>{report.plotly_text(title(result, matrix))} "
-        "<b>%{z:.6g}</b><extra></extra>",
-        hoverongaps=False,
-    )
-    figure = go.Figure(heat)
-    cell = 26 if n <= 30 else 16 if n <= 60 else max(1.5, 900 / n)
-    figure.update_layout(
-        template=report.template(),
-        title={"text": f"head {result.heads[index]}", "font": {"size": 15}},
-        height=round(180 + max(n * cell, 60)),
-        width=min(_WIDEST, round(290 + max(n * cell, 60))),
-        margin={"l": 10, "r": 10, "t": 40, "b": 10},
-        xaxis=ticks | {"tickangle": -50, "title": "key"},
-        yaxis=ticks | {"autorange": "reversed", "title": "query"},
-    )
-    return figure
-
-
-def montage(result: "AttentionMaps", matrix: str) -> "go.Figure":
-    """See `AttentionMaps.plot`."""
-    import plotly.graph_objects as go
-
-    layers = sorted({head.layer for head in result.heads})
-    heads = sorted({head.head for head in result.heads})
-    n, n_tiles = len(result.positions), len(layers) * len(heads)
-    block = 1
-    while n_tiles * math.ceil(n / block) ** 2 > _MOST_CELLS and block < n:
-        block += 1
-    side = math.ceil(n / block)
-    pitch = side + max(1, round(side / 12))  # a gap between two maps
-    height, width = (pitch * len(axis) - (pitch - side) for axis in (layers, heads))
-    z: list[list[float | None]] = [[None] * width for _ in range(height)]
-    hover: list[list[str]] = [[""] * width for _ in range(height)]
-    ends = [_block_label(result, slot * block, block) for slot in range(side)]
-    everything = result.matrix(matrix)
-    for index, head in enumerate(result.heads):
-        top, left = pitch * layers.index(head.layer), pitch * heads.index(head.head)
-        tile = _pooled(_finite(everything[index], result, matrix), block).tolist()
-        for i, row in enumerate(tile):
-            z[top + i][left : left + side] = row
-            hover[top + i][left : left + side] = [
-                f"<b>{head}</b>: {ends[i]} → {ends[j]}" for j in range(side)
-            ]
-    import torch
-
-    shown = torch.tensor([[math.nan if x is None else x for x in row] for row in z])
-    pooled = f" (largest in blocks of {block} x {block} tokens)" if block > 1 else ""
-    heat = go.Heatmap(
-        z=z,
-        **_colours(result, matrix, shown),
-        text=hover,
-        hovertemplate=f"%{{text}}<br>{report.plotly_text(title(result, matrix))}{pooled} "
-        "<b>%{z:.4g}</b><extra></extra>",
-        hoverongaps=False,
-    )
-    figure = go.Figure(heat)
-    tile = max(44, min(150, 960 // len(heads)))
-    across, down = ([pitch * i + (side - 1) / 2 for i in range(len(a))] for a in (heads, layers))
-    figure.update_layout(
-        template=report.template(),
-        height=round(120 + tile * len(layers)),
-        width=min(_WIDEST, round(200 + tile * len(heads))),
-        margin={"l": 10, "r": 10, "t": 40, "b": 10},
-        xaxis={"tickvals": across, "ticktext": [str(h) for h in heads], "showgrid": False,
-               "title": f"head{pooled}", "constrain": "domain"},
-        yaxis={"tickvals": down, "ticktext": [f"{layer} " for layer in layers], "showgrid": False,
-               "title": "layer", "autorange": "reversed"},
-    )  # fmt: skip
-    return figure
-
-
-def _isolated(text: str) -> str:
-    return f"\u2068{text}\u2069"
-
-
-def _block_label(result: "AttentionMaps", first: int, block: int) -> str:
-    """What a row or column of a small map is, as plotly's markup."""
-    slots = range(first, min(first + block, len(result.positions)))
-    if len(slots) == 1:
-        return _isolated(report.plotly_text(label(result, slots[0])))
-    return f"{result.positions[slots[0]]}–{result.positions[slots[-1]]}"
-
-
-def _finite(values: "Tensor", result: "AttentionMaps", matrix: str) -> "Tensor":
+def drawn(values: "Tensor", result: "AttentionMaps", matrix: str) -> "Tensor":
     """A matrix with NaN where nothing is to be drawn."""
     values = values.masked_fill(~values.isfinite(), math.nan)
     return values.masked_fill(~result.shown, math.nan) if MATRICES[matrix].causal else values
-
-
-def _pooled(values: "Tensor", block: int) -> "Tensor":
-    """The value furthest from zero of each block, NaN where it has none."""
-    if block == 1:
-        return values
-    import torch
-
-    n = len(values)
-    side = math.ceil(n / block)
-    padded = values.new_full((side * block, side * block), math.nan)
-    padded[:n, :n] = values
-    blocks = padded.view(side, block, side, block).transpose(1, 2).flatten(2)
-    # NaN counts as nearest to zero, and is what a block of nothing else shows.
-    at = blocks.abs().nan_to_num(-1.0).argmax(-1, keepdim=True)
-    return torch.gather(blocks, -1, at)[..., 0]
-
-
-def _colours(result: "AttentionMaps", matrix: str, values: "Tensor") -> dict[str, Any]:
-    """From nothing to the largest; diverging where numbers may be below zero."""
-    signed = result.signed or MATRICES[matrix].signed
-    most = float(values.abs().nan_to_num(0.0).max()) if values.numel() else 0.0
-    if matrix == "pattern" and not signed:
-        most = 1.0
-    most = most or 1.0
-    bar = {"title": {"text": title(result, matrix), "side": "right"}, "thickness": 12}
-    return {"zmin": -most if signed else 0.0, "zmax": most, "colorbar": bar}
 
 
 # ------------------------------------------------------------------ in a line or two
@@ -220,21 +118,20 @@ def difference_repr(result: "AttentionDifference") -> str:
 
 def _heads_line(result: "AttentionMaps") -> str:
     n = len(result.heads)
-    if n == result.n_layers * result.n_heads:
-        return f"all {n} heads"
-    return f"{n} head{'s'[: n != 1]}"
+    every = n == result.n_layers * result.n_heads
+    return f"{'all ' if every else ''}{count(n, 'head')}"
 
 
 def _tokens_line(result: "AttentionMaps") -> str:
-    n, kept = result.n_tokens, len(result.positions)
-    tokens = f"{n} token{'s'[: n != 1]}"
-    return tokens if kept == n else f"{kept} of {tokens}"
+    tokens, kept = count(result.n_tokens, "token"), len(result.positions)
+    return tokens if kept == result.n_tokens else f"{kept} of {tokens}"
 
 
 def _best_lines(result: "AttentionMaps", most: int = 5) -> list[str]:
     """The strongest links of a few heads."""
     lines = []
-    for head in result.heads[:most]:
+    some = result.heads if len(result.heads) <= most else result.busiest()[:most]
+    for head in some:
         one = result.select(heads=head)
         links = [link_text(row, "pattern", result) for row in one.links(2).to_dict("records")]
         lines.append(f"  {head}: {'; '.join(links) or 'no link but to the first token'}")
@@ -247,8 +144,8 @@ def number(value: float, result: "AttentionMaps", matrix: str) -> str:
     """A number of a matrix, in few characters."""
     sign = "+" if result.signed else ""
     if matrix == "pattern":
-        return f"{value:{sign}.3f}"
-    return f"{value:{sign}.2f}"
+        return f"{value:{sign}z.3f}"
+    return f"{value:{sign}z.2f}"
 
 
 def link_text(row: dict[str, Any], matrix: str, result: "AttentionMaps", width: int = 14) -> str:
@@ -273,13 +170,8 @@ def show(
     skip_first: bool = True,
 ) -> None:
     """Print a result: tokens, the strongest links of each head, and of a single head its map."""
-    from analyses._attention_result import AttentionPatterns
-
-    one = isinstance(result, AttentionPatterns)
-    prompts = [result] if one else [result.first, result.second]  # type: ignore[attr-defined]
-    for prompt, what in zip(prompts, ("",) if one else ("first: ", "second: "), strict=True):
-        note = bos_note(prompt.prepend_bos)
-        console.print(f"{what}{prompt.n_tokens} tokens ({note}):", style="dim")
+    for note, prompt in prompts(result):
+        console.print(f"{note}:", style="dim", soft_wrap=True)
         console.print(" ".join(map(cli.visible, prompt.str_tokens)), soft_wrap=True)
         if prompt.hooked:
             console.print(f"functions listened at {', '.join(prompt.hooked)}")
@@ -287,11 +179,12 @@ def show(
         console.print(f"of these, positions {', '.join(map(str, result.positions))}", style="dim")
     console.print()
     console.print(links_note(result, matrix, skip_first=skip_first))
-    cli.print_table(console, *links_columns(result, top_k, matrix, skip_first), "ranks")
+    cli.print_table(console, *_links_columns(result, top_k, matrix, skip_first), "ranks")
     if len(result.heads) == 1:
         _show_map(result, console, matrix)
-    what = "largest of each table" if _scale_of(result, matrix) else "attention"
-    cli.print_scale(console, f"share of the {what}" if what[0] == "l" else what)
+    cli.print_scale(
+        console, "attention" if is_share(result, matrix) else "share of the largest of each table"
+    )
 
 
 def links_note(result: "AttentionMaps", matrix: str, *, skip_first: bool) -> str:
@@ -306,49 +199,61 @@ def links_note(result: "AttentionMaps", matrix: str, *, skip_first: bool) -> str
     return what
 
 
-def rest(result: "AttentionPatterns") -> list[float | None]:
-    """Of each head the mean attention to position 0 of the queries after it."""
-    if result.positions[0] != 0 or len(result.positions) == 1:
+def rest(result: "AttentionMaps") -> list[float | None]:
+    """Of each head the mean attention to position 0 of the queries after it; None where there is
+    none, and in a difference."""
+    if result.signed or result.positions[0] != 0 or len(result.positions) == 1:
         return [None] * len(result.heads)
-    return result.pattern[:, 1:, 0].mean(-1).tolist()
+    return result.matrix("pattern")[:, 1:, 0].mean(-1).tolist()
 
 
-def links_columns(
+class Links(NamedTuple):
+    """The strongest links of each head, ready to be shown.
+
+    Attributes:
+        rows: per head, its rows of `AttentionMaps.links`.
+        rest: per head, its share of attention to position 0, where that was left out; else empty.
+        limit: the number that gets the full colour.
+    """
+
+    rows: list[list[dict[str, Any]]]
+    rest: list[float]
+    limit: float
+
+
+def links(result: "AttentionMaps", top_k: int, matrix: str, skip_first: bool) -> Links:
+    """The strongest links of each head."""
+    rows: dict[Head, list[dict[str, Any]]] = {head: [] for head in result.heads}
+    for row in result.links(top_k, matrix, skip_first=skip_first).to_dict("records"):
+        rows[Head(row["layer"], row["head"])].append(
+            {str(name): value for name, value in row.items()}
+        )
+    shares = [share for share in rest(result) if share is not None]
+    limit = 1.0
+    if not is_share(result, matrix):
+        sizes = [abs(row[matrix]) for of_head in rows.values() for row in of_head]
+        limit = max(filter(math.isfinite, sizes), default=1.0) or 1.0
+    return Links(list(rows.values()), shares if skip_first else [], limit)
+
+
+def _links_columns(
     result: "AttentionMaps", top_k: int, matrix: str, skip_first: bool
 ) -> tuple[list[cli.Column], list[cli.Column]]:
     """The table of links, a row per head."""
-    from analyses._attention_result import AttentionPatterns
-
+    found = links(result, top_k, matrix, skip_first)
     labels = [cli.Column("head", [cli.Cell(str(head)) for head in result.heads])]
-    if skip_first and isinstance(result, AttentionPatterns):
-        shares = rest(result)
-        if shares[0] is not None:
-            cells = [cli.Cell(f"{share:.2f}", share) for share in shares]
-            labels.append(cli.Column("rest", cells))
-    rows = result.links(top_k, matrix, skip_first=skip_first).to_dict("records")
-    most = _scale_of(result, matrix)
-    if most is None:
-        limit = 1.0
-    else:
-        limit = max((abs(row[matrix]) for row in rows if math.isfinite(row[matrix])), default=1.0)
-    places = {(int(row["layer"]), int(row["head"]), int(row["rank"])): row for row in rows}
+    if found.rest:
+        labels.append(cli.Column("rest", [cli.Cell(f"{x:.2f}", x) for x in found.rest]))
     columns = []
-    for rank in range(max((int(row["rank"]) for row in rows), default=-1) + 1):
-        cells = []
-        for head in result.heads:
-            row = places.get((head.layer, head.head, rank))
-            if row is None:
-                cells.append(cli.Cell(""))
-                continue
-            shade = abs(row[matrix]) / (limit or 1.0)
-            cells.append(cli.Cell(link_text(row, matrix, result), shade))
+    for rank in range(max(map(len, found.rows))):
+        cells = [
+            cli.Cell(link_text(rows[rank], matrix, result), abs(rows[rank][matrix]) / found.limit)
+            if rank < len(rows)
+            else cli.Cell("")
+            for rows in found.rows
+        ]
         columns.append(cli.Column(f"rank {rank}", cells))
     return labels, columns
-
-
-def _scale_of(result: "AttentionMaps", matrix: str) -> float | None:
-    """None where colours show the numbers themselves, from 0 to 1."""
-    return None if matrix == "pattern" and not result.signed else 1.0
 
 
 def _show_map(result: "AttentionMaps", console: "Console", matrix: str) -> None:
@@ -362,7 +267,7 @@ def _show_map(result: "AttentionMaps", console: "Console", matrix: str) -> None:
             style="dim",
         )
         return
-    values = _finite(result.of_heads(matrix, [0])[0], result, matrix).tolist()
+    values = drawn(result.of_heads(matrix, [0])[0], result, matrix).tolist()
     hundredths = matrix == "pattern"
     unit = " in hundredths" if hundredths else ""
     later = "" if MATRICES[matrix].causal else " (keys after the query included)"
@@ -370,7 +275,7 @@ def _show_map(result: "AttentionMaps", console: "Console", matrix: str) -> None:
         f"head {result.heads[0]}: {title(result, matrix)}{unit}, queries down, keys across{later}"
     )
     most = max((abs(x) for row in values for x in row if math.isfinite(x)), default=1.0) or 1.0
-    limit = 1.0 if _scale_of(result, matrix) is None else most
+    limit = 1.0 if is_share(result, matrix) else most
     names, tokens = [label(result, slot) for slot in range(n)], token_labels(result, 5)
     columns = []
     for key, token in enumerate(tokens):
@@ -380,7 +285,7 @@ def _show_map(result: "AttentionMaps", console: "Console", matrix: str) -> None:
             if math.isnan(value):
                 cells.append(cli.Cell(""))
                 continue
-            text = f"{100 * value:.0f}" if hundredths else f"{value:.1f}"
+            text = f"{100 * value:z.0f}" if hundredths else f"{value:z.1f}"
             cells.append(cli.Cell(text, abs(value) / limit))
         columns.append(_right(f"{result.positions[key]}\n{token}", cells))
     rows = cli.Column("query", [cli.Cell(cli.shorten(name, 18)) for name in names])

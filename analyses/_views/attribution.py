@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from analyses import cli, report
 from analyses._views import effects as effects_views
+from analyses._views.sources import add_rest, table_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -103,11 +104,14 @@ def add_prompts(
         prepend_bos: whether `<|endoftext|>` was put before them; None for token ids.
         notes: what to say behind each.
     """
-    for index, strings in enumerate(prompts[:_MOST_PROMPTS]):
-        page.tokens([cli.visible(token) for token in strings], prepend_bos is True)
-        page.text(f"{_how_long(strings, prepend_bos)}{notes[index] if notes else ''}.")
-    if len(prompts) > _MOST_PROMPTS:
-        page.text(f"... and {len(prompts) - _MOST_PROMPTS} more prompts.")
+
+    def add(index: int) -> None:
+        page.tokens([cli.visible(token) for token in prompts[index]], prepend_bos is True)
+        page.text(f"{_how_long(prompts[index], prepend_bos)}{notes[index] if notes else ''}.")
+
+    for index in range(min(len(prompts), _MOST_PROMPTS)):
+        add(index)
+    add_rest(page, _MOST_PROMPTS, len(prompts), "prompts", add)
 
 
 def show_prompts(
@@ -215,6 +219,7 @@ def page(results: Sequence[tuple[str, "Attribution"]], top_k: int) -> report.Pag
         for view, title in (("attn_bias", "attention output biases"), ("mlp_bias", "MLP biases")):
             if view in found.views:
                 page.text(f"By layer, {title}: {_in_order(found[view])}.")
+    page.data("attribution", table_of(results))
     page.provenance(first.provenance)
     return page
 

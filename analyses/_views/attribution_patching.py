@@ -50,6 +50,7 @@ def page(result: "AttributionPatching", top_k: int = 10) -> report.Page:
         k = min(top_k, first.mean.numel())
         page.text(f"{first.mean.numel():,} places, too many to draw; the {k} strongest.")
         effects_views.add_strongest_of(page, [(name, result.views[name]) for name in names], k)
+    page.data("attribution_patching", result.to_frame())
     page.provenance(result.provenance)
     return page
 

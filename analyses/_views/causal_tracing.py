@@ -146,16 +146,15 @@ def _explained(window: int, noise: float, samples: int, seed: int) -> str:
     )
 
 
-def page(traces: "Sequence[tuple[str, CausalTrace]]", top_k: int = 10) -> report.Page:
-    """One or several traces, each with a name (of a file, say), or "" for none."""
-    first = traces[0][1]
+def page(name: str, trace: "CausalTrace", top_k: int = 10) -> report.Page:
+    """One trace, with a name (of a file, say), or "" for none."""
     page = report.Page(
-        f"Causal tracing: {first.provenance.model}",
-        _explained(first.window, first.noise, first.samples, first.seed),
+        f"Causal tracing: {trace.provenance.model}",
+        _explained(trace.window, trace.noise, trace.samples, trace.seed),
     )
-    for name, trace in traces:
-        _add_trace(page, name or "Prompt", trace, top_k)
-    page.provenance(first.provenance)
+    _add_trace(page, name or "Prompt", trace, top_k)
+    page.data("causal_tracing", trace.to_frame())
+    page.provenance(trace.provenance)
     return page
 
 
@@ -219,6 +218,7 @@ def average_page(
     )
     for name, trace in named:
         _add_trace(page, name, trace, top_k)
+    page.data("causal_tracing", result.to_frame())
     page.provenance(result.provenance)
     return page
 

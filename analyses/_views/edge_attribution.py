@@ -120,6 +120,7 @@ def page(result: "EdgeAttribution", top_k: int = 30) -> report.Page:
         "Senders (bottom: first) and receivers (left: first), named by layer and head; of a head "
         "its queries, keys and values read apart. Blank where there is no edge. Hover for numbers.",
     )
+    page.data("edge_attribution", result.to_frame())
     page.provenance(result.provenance)
     return page
 

@@ -1,4 +1,4 @@
-"""How scores of heads look: heat maps, a page, and tables for the terminal."""
+"""How scores of heads look: heat maps, and tables for the terminal."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -21,17 +21,21 @@ EXPLANATIONS = {
     "previous_token": "attention to the token before",
     "current_token": "attention to the token itself",
     "first_token": "attention to the first token, where heads rest",
-    "duplicate_token": "attention to earlier occurrences of the same token",
-    "induction": "attention to what came after earlier occurrences of the same token",
+    "duplicate_token": "attention to the same token earlier",
+    "induction": "attention to what followed the same token earlier",
 }
-
-_PAGE_WIDTH = 1340
-_MOST_GRID = 60  # a terminal shows no larger grid than this
-_MOST_TOKENS = 100  # prompts are written out until there are more
-_MOST_ROWS = 40  # of the table on a page
+# Those that have targets only where a token comes again.
+REPEATS = ("duplicate_token", "induction")
 # A head is called after its highest score where that is at least so much of its attention.
 ROLE_AT_LEAST = 0.4
-_REPEATS = ("duplicate_token", "induction")
+
+_PAGE_WIDTH = 1340
+_BETWEEN, _BETWEEN_ROWS = 30, 104  # heat maps, with what stands beside and under them
+_MARGINS = 170  # to the left and right of them, with the colour bar
+_LEAST_BAR = 110  # a colour bar needs so many pixels for its title
+_MOST_GRID = 60  # a terminal shows no larger grid than this
+_MOST_TOKENS = 100  # prompts are written out until there are more
+_LEAST_LOSS = 0.1  # nats: smaller changes of the loss get no full colour
 
 
 def explanation(name: str) -> str:
@@ -60,26 +64,28 @@ def heat_maps(panels: "Mapping[str, tuple[Tensor, Tensor | None]]", unit: str) -
 
     n_layers, n_heads = next(iter(panels.values()))[0].shape
     # Wide enough for a number where there are few heads.
-    cell = next((wide for most, wide in ((8, 42), (12, 34), (25, 20)) if n_heads <= most), 14)
-    words = cell >= 34 and n_layers <= 48
+    cell = next((wide for most, wide in ((8, 34), (12, 30), (25, 18)) if n_heads <= most), 14)
+    words = cell >= 30 and n_layers <= 48
     tall = 24 if words else 16 if n_layers <= 32 else 12
-    columns = max(1, min(len(panels), (_PAGE_WIDTH - 100) // (n_heads * cell + 50)))
+    columns = max(
+        1, min(len(panels), (_PAGE_WIDTH - _MARGINS + _BETWEEN) // (n_heads * cell + _BETWEEN))
+    )
     rows = -(-len(panels) // columns)
     # Plotly counts gaps as shares of the whole.
     inner = tall * n_layers
-    height = rows * inner + (rows - 1) * 84
-    width = columns * n_heads * cell + (columns - 1) * 50
+    height = rows * inner + (rows - 1) * _BETWEEN_ROWS
+    width = columns * n_heads * cell + (columns - 1) * _BETWEEN
     chosen = make_subplots(
         rows=rows,
         cols=columns,
         shared_yaxes=True,
-        horizontal_spacing=50 / width if columns > 1 else 0.0,
-        vertical_spacing=84 / height if rows > 1 else 0.0,
+        horizontal_spacing=_BETWEEN / width if columns > 1 else 0.0,
+        vertical_spacing=_BETWEEN_ROWS / height if rows > 1 else 0.0,
         subplot_titles=[report.plotly_text(name) for name in panels],
     )
     most = max([1.0, *(float(values.nan_to_num(0.0).max()) for values, _ in panels.values())])
     least = min([0.0, *(float(values.nan_to_num(0.0).min()) for values, _ in panels.values())])
-    every = 1 if n_heads <= 25 else 5
+    every = 1 if words else 5
     for index, (name, (values, stderr)) in enumerate(panels.items()):
         row, col = index // columns + 1, index % columns + 1
         hover = f"head <b>%{{y}}.%{{x}}</b><br>{report.plotly_text(name)} %{{z:.4f}}"
@@ -94,21 +100,28 @@ def heat_maps(panels: "Mapping[str, tuple[Tensor, Tensor | None]]", unit: str) -
                 if words
                 else None,
                 texttemplate="%{text}" if words else None,
-                textfont={"size": 11 if cell > 34 else 10},
+                textfont={"size": 10},
                 hovertemplate=hover
                 + ("<br>standard error %{customdata:.2g}" if several else "")
                 + "<extra></extra>",
                 showscale=index == 0,
-                colorbar={"title": {"text": unit, "side": "right"}, "thickness": 12},
-                xgap=1,
-                ygap=1,
+                colorbar={
+                    "title": {"text": unit, "side": "right"},
+                    "thickness": 12,
+                    "lenmode": "pixels",
+                    "len": max(inner, _LEAST_BAR),
+                    "y": 1,
+                    "yanchor": "top",
+                },
+                xgap=1 if words else 0,
+                ygap=1 if words else 0,
             ),
             row=row,
             col=col,
         )
         chosen.update_xaxes(
             tickvals=list(range(0, n_heads, every)),
-            title="head",
+            title={"text": "head", "standoff": 4},
             showgrid=False,
             row=row,
             col=col,
@@ -116,6 +129,7 @@ def heat_maps(panels: "Mapping[str, tuple[Tensor, Tensor | None]]", unit: str) -
         chosen.update_yaxes(
             tickvals=list(range(0, n_layers, 1 if tall >= 16 else 4)),
             title="layer" if index % columns == 0 else None,
+            autorange="reversed",  # layer 0 on top, as in the maps of attention
             showgrid=False,
             row=row,
             col=col,
@@ -123,7 +137,7 @@ def heat_maps(panels: "Mapping[str, tuple[Tensor, Tensor | None]]", unit: str) -
     chosen.update_layout(
         template=report.template(),
         height=height + 120,
-        width=width + 170,
+        width=width + _MARGINS,
         margin={"l": 60, "r": 10, "t": 50, "b": 60},
     )
     chosen.update_annotations(font={"size": 14})
@@ -135,6 +149,12 @@ def _short(value: float) -> str:
     if math.isnan(value) or abs(value) < 0.005:
         return ""
     return f"{value:.2f}".replace("0.", ".", 1)
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for a table; nothing for NaN, and no minus before a zero."""
+    text = "" if math.isnan(value) else f"{value:.{digits}f}"
+    return text.removeprefix("-") if text and not float(text) else text
 
 
 # ------------------------------------------------------------------ tables
@@ -165,19 +185,19 @@ def ranks(found: "HeadScores", k: int) -> list[Rank]:
     measures = found.measures
     meanings = {name: explanation(name) for name in found.names}
     if found.ablation is not None:
-        meanings["ablation"] = (
-            f"nats lost on the second copy of repeated random tokens ({found.ablation.kind})"
-        )
+        meanings["ablation"] = f"nats lost without the head ({found.ablation.kind} ablation)"
     if found.copying is not None:
         top, n = found.copying.top_k, len(found.copying.tokens)
-        meanings["copying"] = f"share of {n} tokens among the {top} that its output raises most"
-        meanings["negative_copying"] = f"share among the {top} that its output lowers most"
+        meanings["copying"] = f"share of {n} tokens in the top {top} of its output"
+        meanings["negative_copying"] = f"share in the bottom {top} of its output"
     rows = []
     for name, meaning in meanings.items():
         heads = [head for head in found.ranked(name)[:k] if float(measures[name][head])]
         values = [float(measures[name][head]) for head in heads]
-        full = max([1e-9 if name == "ablation" else 1.0, *values])
-        even = f"{found.even_score(name):.3f}" if name in found.names and heads else ""
+        full = max([_LEAST_LOSS if name == "ablation" else 1.0, *values])
+        even = "no target" if name in found.without_target else ""
+        if name in found.names and not even:
+            even = f"{found.even_score(name):.3f}"
         rows.append(Rank(name, meaning, even, heads, values, full))
     return rows
 
@@ -189,9 +209,7 @@ def queries(found: "HeadScores", name: str) -> str:
     if not total:
         return "no query has a target"
     text = f"{total} quer{'y' if total == 1 else 'ies'}"
-    if len(counts) == 1:
-        return text
-    return f"{text} of {n} prompts" if n == len(counts) else f"{text} of {n} of {len(counts)}"
+    return text if n == len(counts) else f"{text} of {n} of {len(counts)} prompts"
 
 
 def listed(found: "HeadScores", k: int) -> "list[Head]":
@@ -200,50 +218,10 @@ def listed(found: "HeadScores", k: int) -> "list[Head]":
     return sorted(chosen)
 
 
-# ------------------------------------------------------------------ the page
+# ------------------------------------------------------------------ words
 
 
-def page(found: "HeadScores", top_k: int) -> report.Page:
-    """A page with heat maps of all scores, the head table, patterns and provenance."""
-    page = report.Page(
-        f"Heads: {found.provenance.model}",
-        "What kind of head is it? A score is the attention that a head's queries pay to where a "
-        "head of that kind would look, averaged over the queries that have such a place: 1 is all "
-        "of it.",
-    )
-    add(page, found, top_k)
-    page.provenance(found.provenance)
-    return page
-
-
-def add(page: report.Page, found: "HeadScores", top_k: int) -> None:
-    """Put scores on a page."""
-    page.heading(found.source)
-    shown, more = _shown(found)
-    attribution_views.add_prompts(page, shown, found.prepend_bos)
-    if more:
-        page.text(more)
-    opens = _opens(found)
-    hint = " Click a cell to see the head's attention below." if opens else ""
-    page.figure(
-        found.plot(),
-        f"Scores of every head: the mean over examples. Hover for numbers.{hint}",
-        opens=opens,
-    )
-    for name in found.without_target:
-        page.text(f"{name} has no score here: no query has a target.{_why(name)}")
-    page.heading("The highest heads of each score")
-    _add_ranks(page, found, top_k)
-    _add_table(page, found, top_k)
-    if found.patterns is not None:
-        _add_patterns(page, found)
-    if found.ablation is not None:
-        _add_ablation(page, found)
-    if found.copying is not None:
-        _add_copying(page, found)
-
-
-def _shown(found: "HeadScores") -> tuple[Sequence[Sequence[str]], str]:
+def shown_prompts(found: "HeadScores") -> tuple[Sequence[Sequence[str]], str]:
     """The first prompts, few enough to be read, and a line about the others."""
     lengths = [len(row) for row in found.str_tokens]
     k = max(1, sum(sum(lengths[: i + 1]) <= _MOST_TOKENS for i in range(min(4, len(lengths)))))
@@ -251,133 +229,19 @@ def _shown(found: "HeadScores") -> tuple[Sequence[Sequence[str]], str]:
     return found.str_tokens[:k], f"... and {more} more prompt{'s'[: more != 1]}." if more else ""
 
 
-def _why(name: str) -> str:
-    return " No token occurs twice." if name in _REPEATS else ""
-
-
-def _opens(found: "HeadScores") -> list[list[str]] | None:
-    """For each cell `layer head` the head to open, "" where its pattern was not kept."""
-    if found.patterns is None:
-        return None
-    kept = {str(head) for head in found.patterns.heads}
-    n_layers, n_heads = found[found.names[0]].shape
-    names = [[f"{layer}.{head}" for head in range(n_heads)] for layer in range(n_layers)]
-    return [[name if name in kept else "" for name in row] for row in names]
-
-
-def _cell(found: "HeadScores", head: "Head", text: str, shade: float) -> report.Shaded:
-    """A cell that opens a head's attention, where that was kept."""
-    kept = found.patterns is not None and head in found.patterns.heads
-    note = f"see the attention of head {head}" if kept else f"head {head}"
-    return report.Shaded(text, shade, note, opens=str(head) if kept else "")
-
-
-def _add_ranks(page: report.Page, found: "HeadScores", top_k: int) -> None:
-    rows = []
-    for rank in ranks(found, top_k):
-        over = queries(found, rank.name) if rank.name in found.names else ""
-        cells: list[str | report.Shaded] = [rank.name, rank.meaning, over, rank.even]
-        for head, value in zip(rank.heads, rank.values, strict=True):
-            shade = max(value, 0.0) / rank.full
-            cells.append(_cell(found, head, f"{head}: {value:.3f}", shade))
-        rows.append(cells + [""] * (4 + top_k - len(cells)))
-    ordinals = [f"{i}." for i in range(1, top_k + 1)]
-    page.table(["score", "what it measures", "mean over", "even attention", *ordinals], rows)
-
-
-def _add_table(page: report.Page, found: "HeadScores", top_k: int) -> None:
-    heads, k = listed(found, top_k), top_k
-    while len(heads) > _MOST_ROWS and k > 1:
-        k -= 1
-        heads = listed(found, k)
-    roles, n_all = found.roles(), len(found.roles())
-    many = "All heads" if len(heads) == n_all else f"{len(heads)} of {n_all} heads"
-    page.text(
-        f"{many}, each among the {k} highest of a score; the role is a head's highest score of "
-        f"attention if that is {ROLE_AT_LEAST} or more."
-    )
-    measures = found.measures
-    full = {rank.name: rank.full for rank in ranks(found, 1)}
-    n_heads = next(iter(measures.values())).shape[1]
-    rows: list[list[str | report.Shaded]] = []
-    for head in heads:
-        row: list[str | report.Shaded] = [_cell(found, head, str(head), 0.0)]
-        for name, values in measures.items():
-            value = float(values[head])
-            text = "" if math.isnan(value) else f"{value:.3f}"
-            row.append(report.Shaded(text, max(value, 0.0) / full[name]))
-        rows.append([*row, roles[head.layer * n_heads + head.head]])
-    page.table(["head", *measures, "role"], rows)
-
-
-def _add_patterns(page: report.Page, found: "HeadScores") -> None:
-    kept = found.patterns
-    if kept is None:
-        return
-    n_heads = found[found.names[0]].shape[1]
-    roles, notes = found.roles(), {}
-    for head in kept.heads:
-        role = roles[head.layer * n_heads + head.head]
-        scores = [(name, float(found[name][head])) for name in found.names]
-        text = ", ".join(f"{name} {value:.3f}" for name, value in scores if not math.isnan(value))
-        notes[head] = f"{role} head. {text}" if role else text
-    ranked = [found.ranked(name) for name in ("induction", *found.names) if name in found.names]
-    best = next(heads[0] for heads in ranked if heads)
-    page.heading("Attention")
-    few = "" if len(kept.heads) == len(roles) else " Only those with the highest scores."
-    many = f" of prompt {kept.example}" if len(found.str_tokens) > 1 else ""
-    page.head_maps(
-        report.HeadMaps(
-            heads=kept.heads,
-            tokens=[cli.visible(token) for token in found.str_tokens[kept.example]],
-            kinds=[report.MapKind("pattern", kept.values, "Attention after the softmax.", 1.0)],
-            notes=notes,
-            chosen=best if best in kept.heads else None,
-        ),
-        f"The attention{many}, head by head.{few}",
-    )
-
-
-def _add_ablation(page: report.Page, found: "HeadScores") -> None:
-    ablation = found.ablation
-    if ablation is None:
-        return
-    page.heading("What is lost without each head")
-    page.text(_lost(found))
-    page.figure(
-        ablation.effects.plot("change"),
-        "Change of the loss, in nats per token. Red: the loss rises without the head.",
-        opens=_opens(found),
-    )
-
-
-def _lost(found: "HeadScores") -> str:
+def lost(found: "HeadScores") -> str:
     ablation = found.ablation
     if ablation is None:
         return ""
     base, n = float(ablation.effects.base.mean()), ablation.effects.n_examples
-    how = "zeros" if ablation.kind == "zero" else f"its mean over {ablation.reference}"
+    how = "zero" if ablation.kind == "zero" else f"its mean over {ablation.reference}"
     return (
         f"The loss on the second copy is {base:.3f} nats per token, on average over {n} "
-        f"sequence{'s'[: n != 1]}. In place of a head's output stand {how}."
+        f"sequence{'s'[: n != 1]}. Without a head: its output is replaced by {how}."
     )
 
 
-def _add_copying(page: report.Page, found: "HeadScores") -> None:
-    copying = found.copying
-    if copying is None:
-        return
-    page.heading("What each head writes about the token it attends to")
-    page.text(_copied(found))
-    panels = {"copying": copying.copying, "negative_copying": copying.negative_copying}
-    page.figure(
-        heat_maps({name: (values, None) for name, values in panels.items()}, "share of tokens"),
-        "From the weights alone: wherever the head attends.",
-        opens=_opens(found),
-    )
-
-
-def _copied(found: "HeadScores") -> str:
+def copied(found: "HeadScores") -> str:
     copying = found.copying
     if copying is None:
         return ""
@@ -403,7 +267,7 @@ def show(found: "HeadScores", console: "Console", top_k: int, grid: str | None =
     first that has a target)."""
     console.print()
     console.print(found.source, style="bold", soft_wrap=True)
-    shown, more = _shown(found)
+    shown, more = shown_prompts(found)
     attribution_views.show_prompts(console, shown, found.prepend_bos)
     if more:
         console.print(more, style="dim")
@@ -418,7 +282,7 @@ def show(found: "HeadScores", console: "Console", top_k: int, grid: str | None =
     for place in range(max(len(rank.heads) for rank in table)):
         cells = [
             cli.Cell(
-                f"{rank.heads[place]} {rank.values[place]:.3f}",
+                f"{rank.heads[place]} {number(rank.values[place])}",
                 max(rank.values[place], 0.0) / rank.full,
             )
             if place < len(rank.heads)
@@ -432,7 +296,7 @@ def show(found: "HeadScores", console: "Console", top_k: int, grid: str | None =
         over = f" ({queries(found, rank.name)})" if rank.name in found.names else ""
         console.print(f"{rank.name}: {rank.meaning}{over}", style="dim")
     console.print("even: what attention spread evenly over all tokens scores", style="dim")
-    for text in (_lost(found), _copied(found)):
+    for text in (lost(found), copied(found)):
         if text:
             console.print(text, style="dim")
     _show_grid(found, console, grid or _default_grid(found))
@@ -455,7 +319,9 @@ def _show_grid(found: "HeadScores", console: "Console", name: str) -> None:
     rows = values.tolist()
     labels = [right("layer", [cli.Cell(str(layer)) for layer in range(n_layers)])]
     columns = [
-        right(str(head), [cli.Cell(f"{row[head]:.2f}", max(row[head], 0.0) / full) for row in rows])
+        right(
+            str(head), [cli.Cell(number(row[head], 2), max(row[head], 0.0) / full) for row in rows]
+        )
         for head in range(n_heads)
     ]
     cli.print_table(console, labels, columns, "heads")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses import cli, report
+from analyses._views.sources import table_of
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -193,6 +194,7 @@ def page(lenses: Sequence[tuple[str, "LogitLens"]]) -> report.Page:
             page.tokens([_token(lens, id) for id in ids], lens.prepend_bos is True)
             page.text(f"{len(ids)} tokens, {bos_note(lens.prepend_bos)}.")
             _show_on(page, lens, batch)
+    page.data("logit_lens", table_of(lenses))
     page.provenance(first.provenance)
     return page
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from analyses import cli, report
 from analyses._views import effects as effects_views
+from analyses._views.sources import add_rest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -18,14 +19,17 @@ _MOST_PROMPTS = 2
 def add_prompts(page: report.Page, pair: "PromptPair") -> None:
     """Put the first few prompts on a page, clean and corrupted, as tokens."""
     page.heading(f"Prompts: {pair.source}" if pair.source else "Prompts")
-    for example in range(min(len(pair), _MOST_PROMPTS)):
+
+    def add(example: int) -> None:
         which = f"Example {example}: " if len(pair) > 1 else ""
         rows = (pair.str_tokens[example], pair.corrupted_str_tokens[example])
         for what, row in zip(("clean", "corrupted"), rows, strict=True):
             page.text(f"{which}{what}, {len(row)} tokens")
             page.tokens([cli.visible(token) for token in row], pair.prepend_bos is True)
-    if len(pair) > _MOST_PROMPTS:
-        page.text(f"And {len(pair) - _MOST_PROMPTS} more examples.")
+
+    for example in range(min(len(pair), _MOST_PROMPTS)):
+        add(example)
+    add_rest(page, _MOST_PROMPTS, len(pair), "examples", add)
     page.text(f"{bos_note(pair)}. Blanks are shown as ·, line ends as ⏎.")
 
 

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from analyses import cli, report
 from analyses._views import effects as effects_views
+from analyses._views.sources import add_rest
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -101,9 +102,14 @@ def page(result: "PathPatching", top_k: int = 10) -> report.Page:
     n = min(len(pair), _MOST_EXAMPLES)
     some = f"The first {n} of {len(pair)} examples, clean" if len(pair) > n else "Clean"
     page.text(f"{pair.source}; {_bos_note(result)}. {some}, then corrupted:")
-    for example in range(n):
+
+    def add(example: int) -> None:
         for tokens in (pair.str_tokens[example], pair.corrupted_str_tokens[example]):
             page.tokens([cli.visible(token) for token in tokens], pair.prepend_bos is True)
+
+    for example in range(n):
+        add(example)
+    add_rest(page, n, len(pair), "examples", add)
     page.heading("Strongest senders")
     rows = _strongest(result, top_k)
     headers, texts = _cells(result, rows)
@@ -124,6 +130,7 @@ def page(result: "PathPatching", top_k: int = 10) -> report.Page:
             "What becomes of the metric when one of them sends what it sends in the other run. "
             "Those that come after all receivers cannot reach them: exactly 0.",
         )
+    page.data("path_patching", result.to_frame())
     page.provenance(result.provenance)
     return page
 

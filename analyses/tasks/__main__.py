@@ -50,11 +50,11 @@ def main(
     for name in names:
         data = generate(name, loaded.tokenizer, n, seed=seed, split=split, prepend_bos=prepend_bos)
         results.append(evaluate(loaded, data.to(loaded.device)))
-    show(choice.name, results, console)
     if csv:
         cli.write_text(csv, cli.csv_text(as_frame(choice.name, results)))
     if json_path:
         cli.write_text(json_path, as_json(choice.name, results))
+    show(choice.name, results, console)
 
 
 def as_frame(model: str, results: "list[Evaluation]") -> "pd.DataFrame":

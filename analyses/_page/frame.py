@@ -1,0 +1,38 @@
+"""Pages in notebooks: each in a frame of its own that can reach neither the notebook nor a network.
+
+`sandbox` gives the page an origin of its own, so that its script cannot touch the notebook; its
+content security policy holds in the frame as it does in a file.
+"""
+
+import html
+import secrets
+
+_HIGHEST = 1200  # what is higher scrolls in its frame
+
+# A frame does not grow with what it shows, so the page tells its height. Only a message from this
+# very frame counts, and of it nothing but a number.
+_LISTEN = """(() => {{
+  const frame = document.getElementById("{name}");
+  addEventListener("message", ({{source, data}}) => {{
+    const height = data?.hookedPageHeight;
+    if (!frame || source !== frame.contentWindow || !Number.isFinite(height)) return;
+    frame.style.height = Math.min(Math.max(height, 40), {highest}) + 2 + "px";
+  }});
+}})();"""
+
+
+def frame(page: str, height: int) -> str:
+    """A page as part of a notebook.
+
+    Args:
+        page: its source, with the script `frame`.
+        height: of the frame in CSS pixels, where the notebook runs no scripts.
+    """
+    name = f"hooked-{secrets.token_hex(8)}"
+    listen = _LISTEN.format(name=name, highest=_HIGHEST)
+    return (
+        f'<iframe id="{name}" sandbox="allow-scripts allow-downloads" title="page" '
+        f'srcdoc="{html.escape(page)}" style="display:block;width:100%;'
+        f'height:{min(height, _HIGHEST)}px;border:0;border-radius:6px"></iframe>'
+        f"<script>{listen}</script>"
+    )

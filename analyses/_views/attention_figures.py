@@ -1,0 +1,171 @@
+"""How attention looks in figures: one head large, all heads small, views of circuitsvis."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from analyses import report
+from analyses._attention_matrices import MATRICES
+from analyses._views import attention as views
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
+    from torch import Tensor
+
+    from analyses._attention_maps import AttentionMaps
+
+# A montage of more cells is slow to draw and to hover over: beyond, cells stand for blocks.
+_MOST_CELLS = 40_000
+_MOST_TICKS = 60
+_WIDEST = 1340
+
+
+def head_map(result: "AttentionMaps", index: int, matrix: str) -> "go.Figure":
+    """See `AttentionMaps.plot`."""
+    import plotly.graph_objects as go
+
+    values = views.drawn(result.of_heads(matrix, [index])[0], result, matrix)
+    n = len(result.positions)
+    labels = [report.plotly_text(views.label(result, slot)) for slot in range(n)]
+    step = math.ceil(n / _MOST_TICKS)
+    ticks = {
+        "tickvals": list(range(0, n, step)),
+        "ticktext": [
+            report.plotly_text(f"{position}  {token}")
+            for position, token in zip(
+                result.positions, views.token_labels(result, 14), strict=True
+            )
+        ][::step],
+        "showgrid": False,
+    }
+    where = f"<b>{result.heads[index]}</b>: %{{customdata[0]}} → %{{customdata[1]}}"
+    heat = go.Heatmap(
+        z=values.tolist(),
+        **_colours(result, matrix, values),
+        # A query has a row, a key a column; both have a name that is isolated from the arrow, or
+        # words written from right to left would turn it round.
+        customdata=[[[_isolated(q), _isolated(k)] for k in labels] for q in labels],
+        hovertemplate=f"{where}<br>{report.plotly_text(views.title(result, matrix))} "
+        "<b>%{z:.6g}</b><extra></extra>",
+        hoverongaps=False,
+    )
+    figure = go.Figure(heat)
+    cell = 26 if n <= 30 else 16 if n <= 60 else max(1.5, 900 / n)
+    figure.update_layout(
+        template=report.template(),
+        title={"text": f"head {result.heads[index]}", "font": {"size": 15}},
+        height=round(180 + max(n * cell, 60)),
+        width=min(_WIDEST, round(290 + max(n * cell, 60))),
+        margin={"l": 10, "r": 10, "t": 40, "b": 10},
+        xaxis=ticks | {"tickangle": -50, "title": "key"},
+        yaxis=ticks | {"autorange": "reversed", "title": "query"},
+    )
+    return figure
+
+
+def montage(result: "AttentionMaps", matrix: str) -> "go.Figure":
+    """See `AttentionMaps.plot`."""
+    import plotly.graph_objects as go
+
+    layers = sorted({head.layer for head in result.heads})
+    heads = sorted({head.head for head in result.heads})
+    n, n_tiles = len(result.positions), len(layers) * len(heads)
+    block = 1
+    while n_tiles * math.ceil(n / block) ** 2 > _MOST_CELLS and block < n:
+        block += 1
+    side = math.ceil(n / block)
+    pitch = side + max(1, round(side / 12))  # a gap between two maps
+    height, width = (pitch * len(axis) - (pitch - side) for axis in (layers, heads))
+    z: list[list[float | None]] = [[None] * width for _ in range(height)]
+    hover: list[list[str]] = [[""] * width for _ in range(height)]
+    ends = [_block_label(result, slot * block, block) for slot in range(side)]
+    everything = result.matrix(matrix)
+    for index, head in enumerate(result.heads):
+        top, left = pitch * layers.index(head.layer), pitch * heads.index(head.head)
+        tile = _pooled(views.drawn(everything[index], result, matrix), block).tolist()
+        for i, row in enumerate(tile):
+            z[top + i][left : left + side] = row
+            hover[top + i][left : left + side] = [
+                f"<b>{head}</b>: {ends[i]} → {ends[j]}" for j in range(side)
+            ]
+    shown = torch.tensor([[math.nan if x is None else x for x in row] for row in z])
+    pooled = f" (largest in blocks of {block} x {block} tokens)" if block > 1 else ""
+    heat = go.Heatmap(
+        z=z,
+        **_colours(result, matrix, shown),
+        text=hover,
+        hovertemplate=f"%{{text}}<br>{report.plotly_text(views.title(result, matrix))}{pooled} "
+        "<b>%{z:.4g}</b><extra></extra>",
+        hoverongaps=False,
+    )
+    figure = go.Figure(heat)
+    tile = max(44, min(150, 960 // len(heads)))
+    across, down = ([pitch * i + (side - 1) / 2 for i in range(len(a))] for a in (heads, layers))
+    figure.update_layout(
+        template=report.template(),
+        height=round(120 + tile * len(layers)),
+        width=min(_WIDEST, round(200 + tile * len(heads))),
+        margin={"l": 10, "r": 10, "t": 40, "b": 10},
+        xaxis={"tickvals": across, "ticktext": [str(h) for h in heads], "showgrid": False,
+               "title": f"head{pooled}", "constrain": "domain"},
+        yaxis={"tickvals": down, "ticktext": [f"{layer} " for layer in layers], "showgrid": False,
+               "title": "layer", "autorange": "reversed"},
+    )  # fmt: skip
+    return figure
+
+
+def side_by_side(result: "AttentionMaps", matrix: str) -> report.View:
+    """See `AttentionMaps.side_by_side`; of all heads of `result`."""
+    return report.attention_heads(
+        result.matrix(matrix),
+        views.token_labels(result),
+        [str(head) for head in result.heads],
+        causal=MATRICES[matrix].causal,
+        limit=1.0 if views.is_share(result, matrix) else None,
+    )
+
+
+def attended(result: "AttentionMaps", index: int, slot: int, matrix: str) -> report.View:
+    """See `AttentionMaps.attended`."""
+    values = result.of_heads(matrix, [index])[0, slot]
+    if MATRICES[matrix].causal:
+        values = values.masked_fill(~result.shown[slot], 0.0)
+    return report.colored_tokens(
+        views.token_labels(result), values, limit=1.0 if views.is_share(result, matrix) else None
+    )
+
+
+def _isolated(text: str) -> str:
+    return f"\u2068{text}\u2069"
+
+
+def _block_label(result: "AttentionMaps", first: int, block: int) -> str:
+    """What a row or column of a small map is, as plotly's markup."""
+    slots = range(first, min(first + block, len(result.positions)))
+    if len(slots) == 1:
+        return _isolated(report.plotly_text(views.label(result, slots[0])))
+    return f"{result.positions[slots[0]]}–{result.positions[slots[-1]]}"
+
+
+def _pooled(values: "Tensor", block: int) -> "Tensor":
+    """The value furthest from zero of each block, NaN where it has none."""
+    if block == 1:
+        return values
+    n = len(values)
+    side = math.ceil(n / block)
+    padded = values.new_full((side * block, side * block), math.nan)
+    padded[:n, :n] = values
+    blocks = padded.view(side, block, side, block).transpose(1, 2).flatten(2)
+    # NaN counts as nearest to zero, and is what a block of nothing else shows.
+    at = blocks.abs().nan_to_num(-1.0).argmax(-1, keepdim=True)
+    return torch.gather(blocks, -1, at)[..., 0]
+
+
+def _colours(result: "AttentionMaps", matrix: str, values: "Tensor") -> dict[str, Any]:
+    """From nothing to the largest; diverging where numbers may be below zero."""
+    signed = result.signed or MATRICES[matrix].signed
+    most = float(values.abs().nan_to_num(0.0).max()) if values.numel() else 0.0
+    most = 1.0 if views.is_share(result, matrix) else most or 1.0
+    bar = {"title": {"text": views.title(result, matrix), "side": "right"}, "thickness": 12}
+    return {"zmin": -most if signed else 0.0, "zmax": most, "colorbar": bar}
