@@ -161,7 +161,7 @@ def _add_steps(page: report.Page, result: "Result", head: "Head", query: int) ->
     steps = result.steps(head, query)
     rows, note = _worth_following(steps, query)
     scale = float(result.scale[result.index(head)])
-    at = views.label(result, result.slot(query))
+    at = result.label(result.slot(query))
     page.subheading(f"Step by step: head {head} at query {at}")
     page.text(
         "The product of the query with each key; times "
