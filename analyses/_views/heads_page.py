@@ -108,8 +108,8 @@ def _add_table(page: report.Page, found: "HeadScores", top_k: int) -> None:
             row.append(report.Shaded(views.number(value), max(value, 0.0) / full[name]))
         rows.append([*row, roles[head.layer * n_heads + head.head]])
     page.table(["head", *measures, "role"], rows)
-    page.data("heads", found.to_frame())
     page.data("head_table", found.table())
+    page.data("heads", found.to_frame())
 
 
 def _add_patterns(page: report.Page, found: "HeadScores") -> None:
