@@ -160,11 +160,8 @@ def _add_copying(page: report.Page, found: "HeadScores") -> None:
         return
     page.heading("What each head writes about the token it attends to")
     page.text(views.copied(found))
-    panels = {"copying": copying.copying, "negative_copying": copying.negative_copying}
     page.figure(
-        views.heat_maps(
-            {name: (values, None) for name, values in panels.items()}, "share of tokens"
-        ),
+        copying.plot(),
         f"From the weights alone, wherever the head attends. {_HOVER}",
         opens=_opens(found),
     )
