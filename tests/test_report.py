@@ -199,6 +199,15 @@ def test_a_shade_that_is_no_number_is_none() -> None:
     assert shades == ["--shade:0%", "--shade:100%"]
 
 
+def test_tokens_may_have_backgrounds() -> None:
+    page = Page("x")
+    page.tokens(["plain", Shaded("deep", 0.8, "3.2 nats"), Shaded("under", 0.5, sign=-1)], True)
+    spans = [a for tag, a in Elements(page.html()).elements if tag == "span"]
+    assert [a["class"] for a in spans] == ["token added", "token strong", "token below"]
+    assert [a.get("style") for a in spans] == [None, "--shade:80%", "--shade:32%"]
+    assert spans[1]["title"] == "position 1: 'deep'\n3.2 nats"
+
+
 def test_script_json() -> None:
     value = {"a": HOSTILE, "b": [1.5, None, True]}
     assert not set("<>&") & set(script_json(value))
