@@ -794,6 +794,7 @@ def command(capsys: Any, monkeypatch: pytest.MonkeyPatch):
     def run(*arguments: object) -> tuple[int, str, str]:
         given = ["--model", "mini", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", ["attention", *given])
+        monkeypatch.setenv("COLUMNS", "120")
         status = cli.status(module.main, "python -m analyses.attention", given)
         out, err = capsys.readouterr()
         return status, out, err
