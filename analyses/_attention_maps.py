@@ -298,10 +298,14 @@ class AttentionMaps(ABC):
     # -------------------------------------------------------------- pictures
 
     def label(self, slot: int) -> str:
-        """A position with its token, for reading: `4 ·Mary`."""
+        """A position with its token, for reading: `4 ·Mary`.
+
+        Args:
+            slot: a place on the axes `query` and `key`.
+        """
         from analyses._views import attention as views
 
-        return views.label(self, slot)
+        return views.labels(self)[slot]
 
     def plot(self, head: Any = None, matrix: str = "pattern") -> "go.Figure":
         """One head large, or all as small maps (layers down, heads across).

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
@@ -12,9 +12,14 @@ from torch.nn import functional as F
 from analyses import cli
 from analyses._head_names import Head
 from analyses._head_scores import checked_ids
+from analyses._views import heads as views
 from analyses.prompts import token_string
 from analyses.tasks import unknown, words
 from interp import HookedGPT2
+
+if TYPE_CHECKING:
+    import pandas as pd
+    import plotly.graph_objects as go
 
 RESIDUALS = ("first_mlp", "embedding")
 # So many bytes of logits are made at a time.
@@ -40,6 +45,27 @@ class CopyingScores:
     str_tokens: tuple[str, ...]
     top_k: int
     residual: str
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row per head: `layer`, `head`, `copying`, `negative_copying`."""
+        import pandas as pd
+
+        n_layers, n_heads = self.copying.shape
+        return pd.DataFrame(
+            {
+                "layer": [layer for layer in range(n_layers) for _ in range(n_heads)],
+                "head": list(range(n_heads)) * n_layers,
+                "copying": self.copying.reshape(-1).tolist(),
+                "negative_copying": self.negative_copying.reshape(-1).tolist(),
+            }
+        )
+
+    def plot(self) -> "go.Figure":
+        """Heat maps of both side by side, layers down and heads across, from 0 to 1."""
+        panels = {"copying": self.copying, "negative_copying": self.negative_copying}
+        return views.heat_maps(
+            {name: (values, None) for name, values in panels.items()}, "share of tokens"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON."""

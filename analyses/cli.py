@@ -520,9 +520,9 @@ def print_table(
         table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
         for column in (*labels, *block):
             # Where not even one column fits, its cells grow longer rather than lose letters.
-            table.add_column(_text(column.header), overflow="fold")
+            table.add_column(shaded(column.header), overflow="fold")
         for cells in zip(*(column.cells for column in (*labels, *block)), strict=True):
-            table.add_row(*(_text(cell.text, cell.shade) for cell in cells))
+            table.add_row(*(shaded(cell.text, cell.shade) for cell in cells))
         console.print()
         console.print(table)
 
@@ -532,7 +532,7 @@ def print_scale(console: "Console", label: str) -> None:
     from rich.text import Text
 
     if console.is_terminal and console.color_system is not None:
-        steps = (_text(f" {p:.1f} ", p) for p in (0.1, 0.3, 0.5, 0.7, 0.9))
+        steps = (shaded(f" {p:.1f} ", p) for p in (0.1, 0.3, 0.5, 0.7, 0.9))
         console.print(Text.assemble(f"{label}: ", *steps))
 
 
@@ -542,7 +542,13 @@ _VIRIDIS = ((68, 1, 84), (59, 82, 139), (33, 145, 140), (94, 201, 98), (253, 231
 _FAINT = 0.05  # cells below it stay uncoloured, so that what stands out does
 
 
-def _text(text: str, shade: float | None = None) -> "Text":
+def shaded(text: str, shade: float | None = None) -> "Text":
+    """Text on a background from dark blue (0) over green to yellow (1), for the terminal.
+
+    Args:
+        text: what it says.
+        shade: how strong, 0 to 1; None, or nearly 0: no background.
+    """
     from rich.text import Text
 
     if shade is None or not shade >= _FAINT:

@@ -7,6 +7,7 @@ markup included. It follows the reader's light or dark theme.
 """
 
 import json
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ from analyses._page.document import document
 from analyses._page.frame import frame
 from analyses._page.head_maps import BUDGET, HeadMaps, MapKind
 from analyses._page.provenance import Provenance, package_version, weights_sha256
-from analyses._page.tables import Shaded, download, table
+from analyses._page.tables import Shaded, download, shading, table
 from analyses._page.text import clipped, html_text, plotly_text, rounded, script_json
 from analyses._page.theme import template
 from analyses._page.views import (
@@ -106,23 +107,29 @@ class Page:
         yield
         self._parts.append("</details>")
 
-    def tokens(self, tokens: Sequence[str], prepended: bool) -> None:
+    def tokens(self, tokens: Sequence[str | Shaded], prepended: bool) -> None:
         """Show the tokens of a prompt as they were used, with their positions on hovering.
 
         Each has a box of its own: they stand in the order of the prompt also where it is written
         from right to left, and a line ends between two of them.
 
         Args:
-            tokens: one string per token.
+            tokens: one per token; with a background where it is `Shaded`, whose note is added to
+                what is shown on hovering.
             prepended: whether the first one was put before the prompt, which is marked then.
         """
         spans = []
         for position, token in enumerate(tokens):
+            cell = token if isinstance(token, Shaded) else Shaded(token, math.nan)
             added = prepended and position == 0
-            note = f"position {position}: {token!r}" + (" (prepended)" if added else "")
+            note = f"position {position}: {cell.text!r}" + (" (prepended)" if added else "")
+            note = "\n".join(filter(None, (note, cell.note)))
+            background, percent = shading(cell)
+            names = " ".join(filter(None, ("token", "added" * added, background)))
+            style = f' style="--shade:{percent}%"' if percent else ""
             spans.append(
-                f'<span class="token{" added" if added else ""}" title="{html_text(note)}">'
-                f"{clipped(token)[0]}</span>"
+                f'<span class="{names}"{style} title="{html_text(note)}">'
+                f"{clipped(cell.text)[0]}</span>"
             )
         many = " many" if len(tokens) > _MANY_TOKENS else ""
         self._parts.append(f'<p class="tokens{many}">{"".join(spans)}</p>')

@@ -376,7 +376,7 @@ def test_a_difference(model: HookedGPT2, result: AttentionPatterns) -> None:
     assert some.positions == (3, 4) == some.first.positions == some.second.positions
     expected = result.head("0.1") - other.head("0.1")
     assert torch.equal(some.matrix("pattern")[0], expected[3:5, 3:5])
-    assert difference.label(2) == views.label(result, 2)
+    assert difference.label(2) == result.label(2)
     assert "|" in difference.label(3)
     data = difference.to_dict()
     assert json.loads(json.dumps(data)) == data
@@ -577,7 +577,10 @@ def test_a_head_plotted_large(result: AttentionPatterns) -> None:
         for j in range(7):
             value = heat.z[i][j]
             assert math.isnan(value) if j > i else value == float(result.head("1.0")[i, j])
-    assert "2 " in heat.customdata[5][2][1] and "5 " in heat.customdata[5][2][0]
+    assert [name.strip("\u2068\u2069") for name in heat.x] == [
+        result.label(slot).replace("&", "&amp;") for slot in range(7)
+    ]
+    assert heat.y == heat.x
     raw = result.plot("1.0", "raw_scores").data[0]
     assert raw.z[0][6] == float(result.head("1.0", "raw_scores")[0, 6])
     assert raw.zmin == -raw.zmax
@@ -791,6 +794,7 @@ def command(capsys: Any, monkeypatch: pytest.MonkeyPatch):
     def run(*arguments: object) -> tuple[int, str, str]:
         given = ["--model", "mini", *map(str, arguments)]
         monkeypatch.setattr(sys, "argv", ["attention", *given])
+        monkeypatch.setenv("COLUMNS", "120")
         status = cli.status(module.main, "python -m analyses.attention", given)
         out, err = capsys.readouterr()
         return status, out, err

@@ -560,6 +560,10 @@ def test_induction_heads_copy(of_mini):
     assert copying[:2].max() < 0.1
     assert of_mini.copying is not None and len(of_mini.copying.tokens) > 100
     assert " Mary" in of_mini.copying.str_tokens
+    frame = of_mini.copying.to_frame()
+    best = frame.sort_values("copying").iloc[-1]
+    assert (best["layer"], best["head"]) == (3, 4) and best["copying"] == float(copying[3, 4])
+    assert len(of_mini.copying.plot().data) == 2
 
 
 def test_other_measures_are_in_tables_and_pages(of_mini, tmp_path):

@@ -15,6 +15,7 @@ import pytest
 import torch
 from _browser import Browser
 
+from analyses._page.text import html_text
 from analyses.report import (
     Page,
     Provenance,
@@ -36,6 +37,8 @@ HOSTILE = [
     "<a href='https://example.com/x'>link</a>",
     "%{customdata}",
     "\u2028\u2029\x00",
+    "\u202e\u2067desrever",
+    "\ud83d half of two",
 ]
 SOURCE = Provenance("model <b>", "float32", "cpu", "call </dd> `x`", {"python": "3"})
 
@@ -108,7 +111,39 @@ def test_hostile_text_stays_text() -> None:
         assert not any(name.startswith("on") for name in attributes), attributes
     body = "".join(text for tag, text in found.texts if tag not in ("script", "style"))
     for text in HOSTILE:
-        assert text.replace("\x00", "") in body.replace("\ufffd", "").replace("\x00", "")
+        assert html.unescape(html_text(text)) in body
+
+
+def test_what_a_page_cannot_hold_is_escaped(tmp_path: Path) -> None:
+    assert html_text("a\x00\x1b\r\x85<\n\t") == "a\\x00\\x1b\\r\\x85&lt;\n\t"
+    assert html_text("\ud83d\ude00 😀") == "\\ud83d\\ude00 😀"
+    assert html_text("\u202eabc\u202c \u2067 \u2068ok\u2069") == (
+        "\\u202eabc\\u202c \\u2067 \u2068ok\u2069"
+    )
+    page_of(HOSTILE).write(tmp_path / "page.html")  # lone surrogates have no UTF-8
+    assert b"\x00" not in (tmp_path / "page.html").read_bytes()
+
+
+def test_long_and_many_tokens() -> None:
+    page = Page("x")
+    page.tokens(["a" * 10_000, "b"], prepended=False)
+    page.tokens(["b"] * 401, prepended=False)
+    source = page.html()
+    assert "a" * 260 + "… (10,000 characters)</span>" in source
+    assert f"position 0: &#x27;{'a' * 10_000}&#x27;" in source
+    classes = [a.get("class") for tag, a in Elements(source).elements if tag == "p"]
+    assert classes == ["tokens", "tokens many"]
+
+
+def test_folded_parts() -> None:
+    page = Page("x")
+    with page.folded("And 2 <more>"):
+        page.text("hidden")
+    page.subheading("<after>")
+    found = Elements(page.html())
+    assert ("summary", "And 2 <more>") in found.texts
+    assert ("h3", "<after>") in found.texts
+    assert not found.open
 
 
 def test_only_the_pages_own_scripts_may_run() -> None:
@@ -162,6 +197,15 @@ def test_a_shade_that_is_no_number_is_none() -> None:
     page.table(["a"], [[Shaded("nan", float("nan"))], [Shaded("one", 1.5)]])
     shades = [a.get("style") for tag, a in Elements(page.html()).elements if tag == "td"]
     assert shades == ["--shade:0%", "--shade:100%"]
+
+
+def test_tokens_may_have_backgrounds() -> None:
+    page = Page("x")
+    page.tokens(["plain", Shaded("deep", 0.8, "3.2 nats"), Shaded("under", 0.5, sign=-1)], True)
+    spans = [a for tag, a in Elements(page.html()).elements if tag == "span"]
+    assert [a["class"] for a in spans] == ["token added", "token strong", "token below"]
+    assert [a.get("style") for a in spans] == [None, "--shade:80%", "--shade:32%"]
+    assert spans[1]["title"] == "position 1: 'deep'\n3.2 nats"
 
 
 def test_script_json() -> None:
@@ -250,6 +294,20 @@ def test_browser_draws_hostile_page_offline(
         assert "<img src=x onerror=" in ticks[3]
         assert page.console == []
         assert page.requests == []
+
+
+def test_paper_is_light(browser: Browser) -> None:
+    page = Page("x")
+    page.figure(go.Figure(go.Scatter(y=[1, 2])))
+    ink = "getComputedStyle(document.querySelector('.plot text')).fill"
+    with browser.open(page.html(), theme="dark") as opened:
+        opened.wait_for("document.querySelector('.plot text')")
+        dark = opened.evaluate(ink)
+        opened.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert opened.evaluate("document.documentElement.dataset.theme") == "light"
+        opened.wait_for(f"{ink} !== {dark!r}")
+        opened.evaluate("dispatchEvent(new Event('afterprint'))")
+        opened.wait_for(f"{ink} === {dark!r}")
 
 
 def test_tokens_stand_in_order_and_in_one_box_each(browser: Browser, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ _LONGEST_NAME = 80
 
 
 class Shaded(NamedTuple):
-    """A table cell with a background.
+    """A table cell, or a token, with a background.
 
     Attributes:
         text: what it says.
@@ -52,16 +52,21 @@ def _cell(cell: str | Shaded) -> str:
         text, whole = clipped(cell)
         note = f' title="{html_text(whole)}"' if whole else ""
         return f"<td{note}>{text}</td>"
-    shade = 0.0 if math.isnan(cell.shade) else min(max(cell.shade, 0.0), 1.0)
-    # Red and blue stay pale enough for the ink of the page.
-    percent = round((65 if cell.sign else 100) * shade)
-    name = {1: "above", -1: "below"}.get(cell.sign, "strong" if percent >= 50 else "")
+    name, percent = shading(cell)
     named = f' class="{name}"' if name else ""
     text, whole = clipped(cell.text)
     if cell.opens:
         text = f'<button type="button" data-open="{html_text(cell.opens)}">{text}</button>'
     note = "\n".join(filter(None, (cell.note, whole)))
     return f'<td{named} style="--shade:{percent}%" title="{html_text(note)}">{text}</td>'
+
+
+def shading(cell: Shaded) -> tuple[str, int]:
+    """The class of a background, and how strong it is, in percent."""
+    shade = 0.0 if math.isnan(cell.shade) else min(max(cell.shade, 0.0), 1.0)
+    # Red and blue stay pale enough for the ink of the page.
+    percent = round((65 if cell.sign else 100) * shade)
+    return {1: "above", -1: "below"}.get(cell.sign, "strong" if percent >= 50 else ""), percent
 
 
 def download(name: str, frame: "pd.DataFrame", number: int) -> tuple[str, bool]:

@@ -70,9 +70,10 @@ def token_labels(result: "AttentionMaps", width: int | None = None) -> list[str]
     return labels
 
 
-def label(result: "AttentionMaps", slot: int) -> str:
-    """See `AttentionMaps.label`."""
-    return f"{result.positions[slot]} {token_labels(result)[slot]}"
+def labels(result: "AttentionMaps") -> list[str]:
+    """See `AttentionMaps.label`, of all positions."""
+    tokens = token_labels(result)
+    return [f"{position} {one}" for position, one in zip(result.positions, tokens, strict=True)]
 
 
 def title(result: "AttentionMaps", matrix: str) -> str:
@@ -276,7 +277,7 @@ def _show_map(result: "AttentionMaps", console: "Console", matrix: str) -> None:
     )
     most = max((abs(x) for row in values for x in row if math.isfinite(x)), default=1.0) or 1.0
     limit = 1.0 if is_share(result, matrix) else most
-    names, tokens = [label(result, slot) for slot in range(n)], token_labels(result, 5)
+    names, tokens = labels(result), token_labels(result, 5)
     columns = []
     for key, token in enumerate(tokens):
         cells = []

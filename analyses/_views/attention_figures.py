@@ -27,25 +27,26 @@ def head_map(result: "AttentionMaps", index: int, matrix: str) -> "go.Figure":
 
     values = views.drawn(result.of_heads(matrix, [index])[0], result, matrix)
     n = len(result.positions)
-    labels = [report.plotly_text(views.label(result, slot)) for slot in range(n)]
+    # Names of rows and columns, which are all different as they begin with the position. They are
+    # isolated, or words written from right to left would turn the hover text round.
+    names = [_isolated(report.plotly_text(one)) for one in views.labels(result)]
+    shown = [
+        report.plotly_text(f"{position}  {token}")
+        for position, token in zip(result.positions, views.token_labels(result, 14), strict=True)
+    ]
     step = math.ceil(n / _MOST_TICKS)
     ticks = {
-        "tickvals": list(range(0, n, step)),
-        "ticktext": [
-            report.plotly_text(f"{position}  {token}")
-            for position, token in zip(
-                result.positions, views.token_labels(result, 14), strict=True
-            )
-        ][::step],
+        "type": "category",
+        "tickvals": names[::step],
+        "ticktext": shown[::step],
         "showgrid": False,
     }
-    where = f"<b>{result.heads[index]}</b>: %{{customdata[0]}} → %{{customdata[1]}}"
+    where = f"<b>{result.heads[index]}</b>: %{{y}} → %{{x}}"
     heat = go.Heatmap(
         z=values.tolist(),
         **_colours(result, matrix, values),
-        # A query has a row, a key a column; both have a name that is isolated from the arrow, or
-        # words written from right to left would turn it round.
-        customdata=[[[_isolated(q), _isolated(k)] for k in labels] for q in labels],
+        x=names,
+        y=names,
         hovertemplate=f"{where}<br>{report.plotly_text(views.title(result, matrix))} "
         "<b>%{z:.6g}</b><extra></extra>",
         hoverongaps=False,
@@ -79,7 +80,7 @@ def montage(result: "AttentionMaps", matrix: str) -> "go.Figure":
     height, width = (pitch * len(axis) - (pitch - side) for axis in (layers, heads))
     z: list[list[float | None]] = [[None] * width for _ in range(height)]
     hover: list[list[str]] = [[""] * width for _ in range(height)]
-    ends = [_block_label(result, slot * block, block) for slot in range(side)]
+    ends = _block_labels(result, block)
     everything = result.matrix(matrix)
     for index, head in enumerate(result.heads):
         top, left = pitch * layers.index(head.layer), pitch * heads.index(head.head)
@@ -140,12 +141,12 @@ def _isolated(text: str) -> str:
     return f"\u2068{text}\u2069"
 
 
-def _block_label(result: "AttentionMaps", first: int, block: int) -> str:
-    """What a row or column of a small map is, as plotly's markup."""
-    slots = range(first, min(first + block, len(result.positions)))
-    if len(slots) == 1:
-        return _isolated(report.plotly_text(views.label(result, slots[0])))
-    return f"{result.positions[slots[0]]}–{result.positions[slots[-1]]}"
+def _block_labels(result: "AttentionMaps", block: int) -> list[str]:
+    """What the rows and columns of a small map are, as plotly's markup."""
+    if block == 1:
+        return [_isolated(report.plotly_text(label)) for label in views.labels(result)]
+    blocks = [result.positions[i : i + block] for i in range(0, len(result.positions), block)]
+    return [f"{several[0]}–{several[-1]}" for several in blocks]
 
 
 def _pooled(values: "Tensor", block: int) -> "Tensor":

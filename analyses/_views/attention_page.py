@@ -97,7 +97,7 @@ def _add_prompts(page: report.Page, result: "Result") -> None:
 
 def notebook(result: "AttentionMaps") -> str:
     """The heads' maps alone, for a notebook. It asks no network for anything, so plotly's script is
-    in it (5 MB), and the maps take at most 2 MB more."""
+    in it (5 MB); of long prompts the maps are pooled to a few MB more."""
     page = report.Page(f"Attention: {result.provenance.model}")
     page.head_maps(_maps(result, _MAPS[:2], *_worth_seeing(result)), budget=_NOTEBOOK_BUDGET)
     return page.frame(620, bare=True)
@@ -161,7 +161,7 @@ def _add_steps(page: report.Page, result: "Result", head: "Head", query: int) ->
     steps = result.steps(head, query)
     rows, note = _worth_following(steps, query)
     scale = float(result.scale[result.index(head)])
-    at = views.label(result, result.slot(query))
+    at = result.label(result.slot(query))
     page.subheading(f"Step by step: head {head} at query {at}")
     page.text(
         "The product of the query with each key; times "

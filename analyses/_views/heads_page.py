@@ -108,8 +108,8 @@ def _add_table(page: report.Page, found: "HeadScores", top_k: int) -> None:
             row.append(report.Shaded(views.number(value), max(value, 0.0) / full[name]))
         rows.append([*row, roles[head.layer * n_heads + head.head]])
     page.table(["head", *measures, "role"], rows)
-    page.data("heads", found.to_frame())
     page.data("head_table", found.table())
+    page.data("heads", found.to_frame())
 
 
 def _add_patterns(page: report.Page, found: "HeadScores") -> None:
@@ -160,11 +160,8 @@ def _add_copying(page: report.Page, found: "HeadScores") -> None:
         return
     page.heading("What each head writes about the token it attends to")
     page.text(views.copied(found))
-    panels = {"copying": copying.copying, "negative_copying": copying.negative_copying}
     page.figure(
-        views.heat_maps(
-            {name: (values, None) for name, values in panels.items()}, "share of tokens"
-        ),
+        copying.plot(),
         f"From the weights alone, wherever the head attends. {_HOVER}",
         opens=_opens(found),
     )
