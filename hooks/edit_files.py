@@ -25,7 +25,9 @@ from hooks.names import UnknownHookName
 from hooks.when import NewTokens, PromptTokens, Steps, When
 
 _KINDS: Mapping[str, type[Edit]] = {kind.__name__: kind for kind in (Patch, Ablate, Scale, Add)}
-_WHENS: Mapping[str, type[When]] = {kind.__name__: kind for kind in (PromptTokens, NewTokens, Steps)}
+_WHENS: Mapping[str, type[When]] = {
+    kind.__name__: kind for kind in (PromptTokens, NewTokens, Steps)
+}
 _HEADER = "hooked_gpt2_edits"
 
 

@@ -237,5 +237,5 @@ def _result(plan: Plan, ended: _Beams, ends: _Ends) -> Generation:
         filtered,
         tuple(reason for reason, _ in reasons),
         tuple(string for _, string in reasons),
-        found.flatten(),
+        scores=found.flatten(),
     )

@@ -62,7 +62,7 @@ class Generation:
             whose largest was taken).
         stopped: per row, why it ended: "end_of_text" (the token is in `tokens`, but not in
             `text`), "stop_string" (the token that completes it is the last one), or
-            "max_new_tokens".
+            "max_new_tokens". None while it goes on, in what a stream has given so far.
         stop_strings: per row, the stop string that ended it, or None.
         text: per row, prompt and continuation, without the `<|endoftext|>` that was put before it.
             None for a model without tokenizer.
@@ -70,7 +70,8 @@ class Generation:
             one has beyond a stop string.
         seed: with which the draws can be repeated; None where nothing was drawn.
         scores: of beam search, per row, what beams were compared by.
-        record: what `record=` asked for, at all positions of `tokens`.
+        record: what `record=` asked for, at all positions of `tokens`; None before the end of a
+            stream.
     """
 
     tokens: Int[Tensor, "row pos"]
@@ -81,7 +82,7 @@ class Generation:
     prompt_lengths: tuple[int, ...]
     log_probs: Float[Tensor, "row step"]
     filtered_log_probs: Float[Tensor, "row step"]
-    stopped: tuple[StopReason, ...]
+    stopped: tuple[StopReason | None, ...]
     stop_strings: tuple[str | None, ...]
     text: tuple[str, ...] | None
     new_text: tuple[str, ...] | None
@@ -141,7 +142,8 @@ class Generation:
         totals = torch.nan_to_num(self.log_probs).sum(1).tolist()
         ends = zip(self.new_lengths, self.stopped, self.stop_strings, totals, strict=True)
         for row, (length, reason, string, total) in enumerate(list(ends)[:8]):
-            why = reason if string is None else f"{reason} {string!r}"
+            why = reason or "going on"
+            why = why if string is None else f"{why} {string!r}"
             text = "" if self.new_text is None else f": {_short(self.new_text[row])}"
             lines.append(f"  {row}: {length} tokens, {why}, log-prob {total:.3f}{text}")
         if len(self) > 8:

@@ -1,8 +1,6 @@
 """The loop over new tokens: draw (or take the likeliest), see what has ended, go on."""
 
 from collections.abc import Iterator, Sequence
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -34,7 +32,7 @@ class Loop:
             ids = plan.prompt_ids()
             self._streams = [TextStream(tokenizer, ids[i]) for i in self.prompt]
         self._watches = [StopStrings(plan.stop_strings) for _ in self.prompt]
-        self._record: Any = None
+        self._done = False
 
     def __iter__(self) -> Iterator[GenerationStep]:
         """The steps, as they come."""
@@ -57,6 +55,7 @@ class Loop:
             last = step == settings.max_new_tokens - 1 or None not in one.stopped
             if last and plan.record:
                 passes.next(one.tokens, real)
+            self._done = last
             yield one
             if last:
                 return
@@ -125,11 +124,16 @@ class Loop:
                 pieces[row] += self._streams[row].finish()
 
     def result(self) -> Generation:
-        """All that came, as one value."""
+        """All that has come, as one value.
+
+        Raises:
+            ValueError: nothing has.
+        """
         plan = self._plan
+        if not self._told:
+            raise ValueError("no token has come yet: take a step of the stream first.")
         chosen = torch.stack([one.tokens for one in self._told], dim=1)
         real = torch.tensor(self._real, device=chosen.device).T
-        stopped: Any = tuple(self._stopped)
         return assembled(
             plan,
             self.prompt,
@@ -137,8 +141,9 @@ class Loop:
             real,
             torch.stack([one.log_probs for one in self._told], dim=1),
             torch.stack([one.filtered_log_probs for one in self._told], dim=1),
-            stopped,
+            tuple(self._stopped),
             tuple(self._strings),
+            recorded=self._done and bool(plan.record),
         )
 
 
@@ -163,9 +168,11 @@ def assembled(
     real: Bool[Tensor, "row step"],
     log_probs: Float[Tensor, "row step"],
     filtered_log_probs: Float[Tensor, "row step"],
-    stopped: tuple[StopReason, ...],
+    stopped: tuple[StopReason | None, ...],
     stop_strings: tuple[str | None, ...],
+    *,
     scores: Float[Tensor, " row"] | None = None,
+    recorded: bool = False,
 ) -> Generation:
     """The result of rows of new tokens."""
     rows = torch.tensor(list(prompt), device=plan.tokens.device)
@@ -184,7 +191,7 @@ def assembled(
             new_text.append("".join(map(stream.push, ids)) + stream.finish())
             text.append(stream.text_before + new_text[-1])
     record = None
-    if plan.record:
+    if recorded:
         record = plan.passes.record(
             tokens=tokens,
             attention_mask=None if bool(mask.all()) else mask,

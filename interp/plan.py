@@ -35,7 +35,7 @@ class Settings:
     stop_strings: str | Sequence[str] | None = None
     num_return_sequences: int = 1
     num_beams: int = 1
-    length_penalty: float = 1.0
+    length_penalty: float | int = 1.0
     early_stopping: bool = False
     use_past_kv_cache: bool = True
     seed: int | None = None
@@ -150,6 +150,11 @@ def plan(
         raise ValueError(
             "record goes with one sequence per row: with num_beams, run_with_cache over the "
             "result's tokens and attention_mask."
+        )
+    if past is not None and settings.sampling.counts_tokens:
+        raise ValueError(
+            "repetition_penalty and freq_penalty count tokens, and past_kv_cache does not know "
+            "its own: give the whole prompt."
         )
     if past is not None and not settings.use_past_kv_cache:
         raise ValueError("past_kv_cache is given, but use_past_kv_cache=False.")

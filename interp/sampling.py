@@ -42,12 +42,12 @@ class Sampling:
     """
 
     do_sample: bool = True
-    temperature: float = 1.0
+    temperature: float | int = 1.0
     top_k: int | None = None
-    top_p: float | None = None
-    min_p: float | None = None
-    repetition_penalty: float = 1.0
-    freq_penalty: float = 0.0
+    top_p: float | int | None = None
+    min_p: float | int | None = None
+    repetition_penalty: float | int = 1.0
+    freq_penalty: float | int = 0.0
 
     def __post_init__(self) -> None:
         _check_flag("do_sample", self.do_sample)
