@@ -310,7 +310,8 @@ def _checked_hook(hook: Any) -> tuple[NameFilter, HookFunction, When | None]:
         raise TypeError(
             f"fwd_hooks takes pairs (name, function), or (name, function, when), not {hook!r}."
         )
-    names, fn, when = (*hook, None)[:3]
+    names, fn = hook[:2]
+    when = hook[2] if len(hook) == 3 else None
     if isinstance(fn, str | tuple):
         raise TypeError(f"fwd_hooks takes pairs (name, function): {hook!r} is the other way round.")
     if when is not None and not isinstance(when, When):

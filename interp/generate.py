@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -80,9 +79,9 @@ class GenerationStream(Iterator[Any]):
                 return step
             if self._kind == "tokens":
                 return step.tokens
-            text = step.text or ()
+            text = list(step.text or ())
             if any(text):
-                return text[0] if self._single else list(text)
+                return text[0] if self._single else text
 
     @property
     def result(self) -> Generation:
@@ -264,7 +263,9 @@ class Generating(WeightViews):
         """
         refuse_unknown({n: v for n, v in settings.items() if n not in _SETTINGS})
         if settings.get("num_beams", 1) != 1:
-            raise ValueError("beams are decided at the end: generate() takes num_beams, a stream no.")
+            raise ValueError(
+                "beams are decided at the end: generate() takes num_beams, a stream no."
+            )
         one, ready = self._plan(input, max_new_tokens, **settings)
         kind = self._kind(input, return_type)
         rows = len(ready.tokens) * ready.settings.num_return_sequences
@@ -337,6 +338,4 @@ def _shown(loop: Loop, n: int, verbose: bool) -> Iterator[GenerationStep]:
     from rich.console import Console
     from rich.progress import track
 
-    yield from track(
-        loop, "generating", total=n, console=Console(stderr=True), transient=True
-    )
+    yield from track(loop, "generating", total=n, console=Console(stderr=True), transient=True)

@@ -277,4 +277,6 @@ class KeyValueCache:
 
     def __repr__(self) -> str:
         layers, batch = self.keys.shape[:2]
-        return f"KeyValueCache(layers={layers}, batch={batch}, pos={self.length} of {self.capacity})"
+        return (
+            f"KeyValueCache(layers={layers}, batch={batch}, pos={self.length} of {self.capacity})"
+        )

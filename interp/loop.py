@@ -1,6 +1,7 @@
 """The loop over new tokens: draw (or take the likeliest), see what has ended, go on."""
 
 from collections.abc import Iterator, Sequence
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -104,9 +105,7 @@ class Loop:
             return self._streams[row].finish()
         return self._streams[row].push(id)
 
-    def _end_rows(
-        self, step: int, ids: list[int], real: Sequence[bool], pieces: list[str]
-    ) -> None:
+    def _end_rows(self, step: int, ids: list[int], real: Sequence[bool], pieces: list[str]) -> None:
         plan = self._plan
         last = step == plan.settings.max_new_tokens - 1
         for row, id in enumerate(ids):

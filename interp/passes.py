@@ -177,7 +177,8 @@ class Recorder:
     def __call__(self, point: HookPoint, value: Tensor) -> None:
         """Keep what passed a point."""
         self._axes[point.name] = point.axes
-        self._pieces.setdefault(point.name, []).append((*self._window, value))
+        start, end = self._window
+        self._pieces.setdefault(point.name, []).append((start, end, value))
 
     def pick(self, rows: Int[Tensor, " row"]) -> None:
         """Go on with these rows."""

@@ -98,9 +98,7 @@ class Sampling:
                 logits = min_p_only(logits, self.min_p)
         return logits
 
-    def choose(
-        self, processed: Logits, generator: torch.Generator | None
-    ) -> Int[Tensor, " row"]:
+    def choose(self, processed: Logits, generator: torch.Generator | None) -> Int[Tensor, " row"]:
         """A token of each row."""
         if not self.draws or generator is None:
             return processed.argmax(-1)
@@ -109,9 +107,7 @@ class Sampling:
 
 def with_repetition_penalty(logits: Logits, seen: Tensor, penalty: float) -> Logits:
     """Logits of tokens seen, divided by `penalty` where positive, else multiplied by it."""
-    return torch.where(
-        seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits
-    )
+    return torch.where(seen, torch.where(logits > 0, logits / penalty, logits * penalty), logits)
 
 
 def top_k_only(logits: Logits, k: int) -> Logits:

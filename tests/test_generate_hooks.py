@@ -1,9 +1,19 @@
-"""Hooks and edits while generating: at absolute positions, when they say, and nothing left behind."""
+"""Hooks and edits while generating: at absolute positions, when they say, nothing left behind."""
 
 import pytest
 import torch
 
-from hooks import Ablate, Add, HookError, NewTokens, Patch, PromptTokens, Scale, Steps, UnknownHookName
+from hooks import (
+    Ablate,
+    Add,
+    HookError,
+    NewTokens,
+    Patch,
+    PromptTokens,
+    Scale,
+    Steps,
+    UnknownHookName,
+)
 from interp import HookedGPT2, HookedGPT2Config, KeyValueCache
 
 CFG = HookedGPT2Config(n_layers=2, d_model=24, n_heads=3, n_ctx=40, d_vocab=53, eos_token_id=0)
@@ -59,7 +69,9 @@ def check_against_one_pass(model, result, hooks_of):
 
 
 def vector(size=24, scale=2.0):
-    return torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * scale
+    return (
+        torch.randn(size, dtype=torch.float64, generator=torch.Generator().manual_seed(3)) * scale
+    )
 
 
 EDITS = {
@@ -104,7 +116,7 @@ def test_edits_are_where_one_pass_has_them(model, batch, edit, when):
 @torch.no_grad()
 def test_positions_are_absolute(model, batch):
     for pos in (0, [3, 5], 7):
-        tokens, mask = batch[0][1:2, 2:8], None
+        tokens = batch[0][1:2, 2:8]
         edit = Add(("resid_mid", 0), pos=pos, value=vector())
         result = model.generate(
             tokens, N_NEW, do_sample=False, stop_at_eos=False, edits=[edit], return_type="result"
@@ -127,7 +139,7 @@ def test_negative_positions_count_from_the_prompts_end(model, batch):
     plain = run(model, batch)
     assert run(model, batch, edits=last).log_probs.equal(run(model, batch, edits=step).log_probs)
     assert not run(model, batch, edits=last).log_probs.equal(plain.log_probs)
-    with pytest.raises(ValueError, match="counts from the end, which moves.*PromptTokens"):
+    with pytest.raises(ValueError, match=r"counts from the end, which moves.*PromptTokens"):
         run(model, batch, edits=Add(("resid_pre", 1), pos=-1, value=vector()))
     with pytest.raises(ValueError, match="negative key counts from the end"):
         run(model, batch, edits=Ablate(("pattern", 1), key=-1))
@@ -255,9 +267,7 @@ def test_a_record_is_that_of_one_pass(model, batch, cached, edited):
             act[mask & (mask.long().cumsum(1) - 1 >= starts)] += vector()
 
         with model.hooks(fwd_hooks=[(("resid_pre", 1), add)] if edited else []):
-            _, cache = model.run_with_cache(
-                result.tokens, names_filter=chosen, attention_mask=mask
-            )
+            _, cache = model.run_with_cache(result.tokens, names_filter=chosen, attention_mask=mask)
         for name in chosen:
             assert record.axes[name] == cache.axes[name]
             torch.testing.assert_close(record[name], cache[name], **EXACT)

@@ -1,4 +1,4 @@
-"""Choosing a token: transformers' processors, in its order, and draws that follow the distribution."""
+"""Choosing a token: transformers' processors, in its order, and draws that follow them."""
 
 import math
 

@@ -10,7 +10,7 @@ from interp.tokenizer import Tokenizer
 TEXTS = [
     "plain words, and a line\nend",
     "smile 😀 and 👩‍👩‍👧 too",
-    "你好，世界。这是一只猫",
+    "你好世界 这是一只猫",
     "naïve café – Ünïcödé",
     "🏳️‍🌈<|endoftext|>🦊",
 ]
