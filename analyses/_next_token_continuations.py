@@ -90,6 +90,27 @@ def _of_ids(model: HookedGPT2, given: Any) -> Continuation:
     return Continuation(text, ids, tuple(token_string(model, id) for id in ids), from_text=False)
 
 
+def check_lengths(
+    model: HookedGPT2, prompts: Sequence[Sequence[int]], asked: Sequence[Continuation]
+) -> None:
+    """Refuse continuations that do not fit into the context after a prompt.
+
+    Raises:
+        ValueError: says which.
+    """
+    n_ctx = model.cfg.n_ctx
+    for number, ids in enumerate(prompts):
+        for one in asked:
+            # The last token of a continuation is predicted and not read.
+            if len(ids) + len(one.ids) - 1 > n_ctx:
+                which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
+                raise ValueError(
+                    f"{which} has {len(ids)} tokens and continuation {one.name!r} "
+                    f"{len(one.ids)}: all but the last are read, and this model reads at most "
+                    f"n_ctx = {n_ctx}"
+                )
+
+
 def check_seams(
     tokenizer: Tokenizer | None,
     prompts: Sequence[Sequence[int]],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -75,6 +76,17 @@ def page(named: Named) -> report.Page:
     return page
 
 
+def notebook(result: PromptsResult) -> str:
+    """A result in a notebook: without figures, whose script would be 5 MB in each cell."""
+    page = report.Page("Next token")
+    n = len(result.tokens)
+    for batch in range(min(n, _MOST_PROMPTS)):
+        _add_prompt(page, "", [result], batch, figures=False)
+    if n > _MOST_PROMPTS:
+        page.text(f"And {n - _MOST_PROMPTS} more, which to_frame() has.")
+    return page.frame(420, bare=True)
+
+
 def _add_prompt(
     page: report.Page,
     name: str,
@@ -107,7 +119,7 @@ def _add_next(page: report.Page, result: NextToken, batch: int, figures: bool) -
     )
     if figures:
         page.figure(result.plot(batch), f"The likeliest next tokens{at}. Hover for more.")
-    with page.folded("As a table"):
+    with _below_figure(page, "As a table", figures):
         _add_columns(page, *views.next_columns(result, batch))
     if result.continuations:
         page.subheading(f"Continuations{at}")
@@ -129,7 +141,7 @@ def _add_tree(page: report.Page, tree: Branches, figures: bool) -> None:
             "The number at a token is its own probability there; a line is as wide as the whole "
             "branch up to it is probable. The likeliest way on goes straight. Hover for more.",
         )
-    with page.folded(f"As a table ({views.count(len(tree), 'node')})"):
+    with _below_figure(page, f"As a table ({views.count(len(tree), 'node')})", figures):
         page.table(
             ["token", "p", "p of the branch", "log p of the branch"],
             [
@@ -182,6 +194,11 @@ def _add_shaded(
         for row, note in zip(rows, views.notes(result, batch), strict=True)
     ]
     page.tokens(shaded, result.prepend_bos is True)
+
+
+def _below_figure(page: report.Page, summary: str, figures: bool) -> AbstractContextManager[None]:
+    """Tables are folded away where a figure shows the same."""
+    return page.folded(summary) if figures else nullcontext()
 
 
 def _add_columns(

@@ -61,6 +61,10 @@ class PromptsResult:
         frame = pd.DataFrame({name: [row[name] for row in rows] for name in self._columns})
         return frame.astype({n: kind for n, kind in self._columns.items() if kind})
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain data, ready for JSON. A number that is not finite is None."""
+        raise NotImplementedError
+
     def page(self) -> report.Page:
         """The page that `to_html` writes."""
         from analyses._next_token_page import page
@@ -81,7 +85,9 @@ class PromptsResult:
         return replace(self, provenance=self.provenance.with_weights(model, call))
 
     def _repr_html_(self) -> str:
-        return self.page().frame()
+        from analyses._next_token_page import notebook
+
+        return notebook(self)
 
     def _checked_batch(self, batch: int) -> int:
         if not -len(self.tokens) <= batch < len(self.tokens):
@@ -258,6 +264,6 @@ class NextToken(PromptsResult):
         Raises:
             IndexError: there is no such prompt.
         """
-        from analyses._views import next_token as views
+        from analyses import _next_token_figures as figures
 
-        return views.bars(self, self._checked_batch(batch))
+        return figures.bars(self, self._checked_batch(batch))

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import replace
 from io import TextIOBase
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TextIO
 
 import torch
 from torch import Tensor
@@ -191,7 +191,7 @@ class Session:
 # ------------------------------------------------------------------ in the terminal
 
 
-def converse(session: Session, console: "Console", stream: TextIOBase) -> None:
+def converse(session: Session, console: "Console", stream: TextIO | TextIOBase) -> None:
     """Show what is predicted, read what the reader chooses, go on, until `q` or the end of input.
 
     Raises:
@@ -248,7 +248,7 @@ def _shown(tokens: tuple[str, ...]) -> str:
     return " ".join(cli.visible(token) for token in tokens)
 
 
-def _lines(console: "Console", stream: TextIOBase) -> Iterator[str]:
+def _lines(console: "Console", stream: TextIO | TextIOBase) -> Iterator[str]:
     """Lines without their ends; those that come through a pipe are shown as if typed."""
     typed = stream.isatty()
     while True:

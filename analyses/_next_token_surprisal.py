@@ -92,11 +92,11 @@ def surprisal(
     if model.tokenizer is not None and not isinstance(tokens, Tensor | TokenBatch):
         # Not `model.tokenize`, which knows n_ctx and no stride.
         tokens = model.tokenizer.tokenize(tokens, prepend_bos=prepend_bos)
-    prompts = Prompts.of(model, tokens, attention_mask)
+    prompts = Prompts.of(model, tokens, attention_mask, prepend_bos)
     ids = ids_of(prompts)
     for text, row in enumerate(ids):
         which = f"text {text}" if len(ids) > 1 else "the text"
-        if len(row) < 2:
+        if len(row) == 1:
             raise ValueError(
                 f"{which} is the single token {token_string(model, row[0])!r} with nothing before "
                 f"it to predict it from (prepend_bos=True puts <|endoftext|> before text)"
@@ -327,6 +327,6 @@ class Surprisal(PromptsResult):
         Raises:
             IndexError: there is no such text.
         """
-        from analyses._views import next_token as views
+        from analyses import _next_token_figures as figures
 
-        return views.curve(self, self._checked_batch(batch))
+        return figures.curve(self, self._checked_batch(batch))

@@ -324,6 +324,6 @@ class Branches(PromptsResult):
     def plot(self) -> "go.Figure":
         """The tree from left to right. Lines are as wide as the branch is probable; the likeliest
         way on from each token goes straight. Hovering shows everything about a token."""
-        from analyses._views import next_token as views
+        from analyses import _next_token_figures as figures
 
-        return views.tree_figure(self)
+        return figures.tree_figure(self)

@@ -37,6 +37,7 @@ if TYPE_CHECKING or __name__ != "__main__":
 
     from analyses._next_token_continuations import (
         Continuation,
+        check_lengths,
         check_seams,
         checked_continuations,
     )
@@ -117,7 +118,7 @@ def next_token(
     asked = checked_continuations(model, continuations)
     prompts = Prompts.of(model, tokens, attention_mask, prepend_bos)
     ids = ids_of(prompts)
-    _check_lengths(model, ids, asked)
+    check_lengths(model, ids, asked)
     check_seams(model.tokenizer, ids, asked)
     longest = max((len(one.ids) for one in asked), default=0)
     shape = (len(ids), len(asked), longest)
@@ -173,22 +174,6 @@ def next_token(
         continuation_ranks=ranks,
         continuation_entropy=entropy,
     )
-
-
-def _check_lengths(
-    model: HookedGPT2, prompts: Sequence[Sequence[int]], asked: Sequence[Continuation]
-) -> None:
-    n_ctx = model.cfg.n_ctx
-    for number, ids in enumerate(prompts):
-        for one in asked:
-            # The last token of a continuation is predicted and not read.
-            if len(ids) + len(one.ids) - 1 > n_ctx:
-                which = f"prompt {number}" if len(prompts) > 1 else "the prompt"
-                raise ValueError(
-                    f"{which} has {len(ids)} tokens and continuation {one.name!r} "
-                    f"{len(one.ids)}: all but the last are read, and this model reads at most "
-                    f"n_ctx = {n_ctx}"
-                )
 
 
 # ------------------------------------------------------------------ the command line
