@@ -24,8 +24,8 @@ class KeyValueCache:
 
         cache = KeyValueCache.init_cache(model.cfg, model.device)
         model(prefix, past_kv_cache=cache)
-        start = cache.lengths
         branches = cache.fork(3)            # three rows, each with the prefix
+        start = branches.lengths
         model(three_tokens, past_kv_cache=branches)
         branches.rewind(start)              # the prefix alone again
 

@@ -13,6 +13,8 @@ from hooks import (
     Scale,
     Steps,
     UnknownHookName,
+    load_edits,
+    save_edits,
 )
 from interp import HookedGPT2, HookedGPT2Config, KeyValueCache
 
@@ -223,6 +225,37 @@ def test_an_edit_in_a_hook_says_when(model, batch):
     assert got.log_probs.equal(run(model, batch, edits=[later]).log_probs)
     with pytest.raises(ValueError, match="says when it applies, and its hook says"):
         run(model, batch, fwd_hooks=[(add.point, later, Steps(1))])
+
+
+def test_when_is_printed_and_saved(tmp_path):
+    edits = [
+        Add(("resid_pre", 1), value=vector(), when=Steps(2, 5)),
+        Scale("embed", factor=2.0, pos=-1, when=PromptTokens()),
+        [Ablate(("z", 0), when=NewTokens()), Ablate(("z", 1), when=Steps())],
+    ]
+    save_edits(tmp_path / "edits.safetensors", edits)
+    one, two, several = load_edits(tmp_path / "edits.safetensors")
+    assert (one, two, list(several)) == tuple(edits)
+    assert "when=Steps(start=2, stop=5)" in repr(one)
+    assert one != Add(("resid_pre", 1), value=vector(), when=Steps(2, 6))
+    assert one != Add(("resid_pre", 1), value=vector())
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("make", "error", "told"),
+    [
+        (lambda: Steps(-1), ValueError, "begin at 0"),
+        (lambda: Steps(3, 3), ValueError, "no step at all"),
+        (lambda: Steps(1.5), TypeError, "start of Steps is a whole number"),
+        (lambda: Steps(0, "x"), TypeError, "stop of Steps is a whole number"),
+        (lambda: Scale("embed", factor=1, when="prompt"), TypeError, "PromptTokens"),
+    ],
+    ids=["negative", "empty", "half", "text", "no when"],
+)
+def test_a_wrong_when_is_refused(make, error, told):
+    with pytest.raises(error, match=told):
+        make()
 
 
 def test_when_elsewhere_is_refused(model, batch):
