@@ -2,6 +2,8 @@
 
 from hooks import ActivationCache, HookError, HookPoint, UnknownHookName
 from interp.config import HookedGPT2Config
+from interp.generate import GenerationStream
+from interp.generation import Generation, GenerationStep
 from interp.hooked import HookedGPT2
 from interp.kv_cache import KeyValueCache
 from interp.run import LogitsAndLoss
@@ -9,6 +11,9 @@ from interp.tokenizer import TokenBatch, Tokenizer
 
 __all__ = [
     "ActivationCache",
+    "Generation",
+    "GenerationStep",
+    "GenerationStream",
     "HookError",
     "HookPoint",
     "HookedGPT2",

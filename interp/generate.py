@@ -133,7 +133,7 @@ class Generating(WeightViews):
         return_type: ReturnType = "input",
         verbose: bool = False,
         **unknown: Any,
-    ) -> str | list[str] | Tensor | Generation:
+    ) -> str | list[str] | Int[Tensor, "row pos_plus_new"] | Generation:
         """Continue prompts.
 
         As in TransformerLens, tokens are drawn from the model's own distribution unless you say

@@ -54,7 +54,8 @@ class Generation:
         str_tokens: one string per entry of `tokens`; None for a model without tokenizer.
         prepend_bos: whether `<|endoftext|>` was put before the text; None for token ids.
         prompt: per row, the number of its prompt.
-        prompt_lengths: per row, how many tokens the prompt has.
+        prompt_lengths: per row, how many tokens come before the new ones; those that were in
+            `past_kv_cache` count, though `tokens` does not have them.
         log_probs: `row step`, natural logarithm of each new token's probability in the model's own
             distribution (hooks and edits included, penalties, temperature and filters not). NaN
             after the end of a row.

@@ -204,7 +204,7 @@ def assembled(
         str_tokens=str_tokens,
         prepend_bos=plan.prepend_bos,
         prompt=tuple(prompt),
-        prompt_lengths=tuple(plan.mask.sum(1)[rows].tolist()),
+        prompt_lengths=tuple(plan.lengths[number] for number in prompt),
         log_probs=log_probs,
         filtered_log_probs=filtered_log_probs,
         stopped=stopped,

@@ -85,6 +85,7 @@ class Plan:
         settings: how.
         tokens, mask: the prompts, padded on the left.
         prepend_bos: whether `<|endoftext|>` was put before text; None for token ids.
+        lengths: tokens of each prompt, those in a cache included.
         passes: the forward passes.
         record: the points to keep.
         stop_ids: tokens that end a row.
@@ -99,6 +100,7 @@ class Plan:
     tokens: Int[Tensor, "prompt pos"]
     mask: Bool[Tensor, "prompt pos"]
     prepend_bos: bool | None
+    lengths: tuple[int, ...]
     passes: Passes
     record: list[str]
     stop_ids: tuple[int, ...]
@@ -187,6 +189,7 @@ def plan(
         tokens=tokens,
         mask=mask,
         prepend_bos=run.about.get("prepend_bos"),
+        lengths=tuple(lengths),
         passes=Passes(
             model,
             tokens,

@@ -238,6 +238,21 @@ def test_without_a_cache_it_is_the_same(tiny):
         torch.testing.assert_close(again.log_probs, cached.log_probs, rtol=0, atol=1e-9)
 
 
+def test_bfloat16(mini):
+    """Probabilities are made in float32 whatever the weights are."""
+    model = HookedGPT2.from_pretrained("mini", dtype="bfloat16")
+    for settings in (dict(seed=0, top_p=0.9), dict(num_beams=2)):
+        result = model.generate(PROMPTS, 8, return_type="result", **settings)
+        assert result.log_probs.dtype == torch.float32
+        assert result.log_probs[~result.log_probs.isnan()].isfinite().all()
+
+
+def test_a_bar(mini, capsys):
+    plain = mini.generate(PROMPTS[0], 4, seed=0)
+    assert mini.generate(PROMPTS[0], 4, seed=0, verbose=True) == plain
+    assert capsys.readouterr().out == ""
+
+
 def test_rows_of_one_prompt_stand_together(mini):
     result = mini.generate(PROMPTS[:2], 6, num_return_sequences=3, seed=0, return_type="result")
     assert result.prompt == (0, 0, 0, 1, 1, 1) and len(result) == 6

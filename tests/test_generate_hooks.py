@@ -167,6 +167,59 @@ def test_patch_from_a_run_over_the_prompts(model, batch):
     assert "positions are those of the prompt and of the new tokens" in error.value.__notes__[0]
 
 
+@torch.no_grad()
+def test_beams_with_edits(model, batch):
+    """Rows change places all the time; each keeps the edit of its own prompt."""
+    pos = torch.tensor([3, 5, 1, 8])
+    edit = Add(("resid_mid", 0), pos=pos, value=vector())
+    result = run(model, batch, edits=edit, num_beams=3, num_return_sequences=2, do_sample=None)
+    for row, (tokens, n) in enumerate(rows(result)):
+        own = Add(edit.point, pos=int(pos[result.prompt[row]]), value=vector())
+        logits = model.run_with_hooks(tokens[:-1], fwd_hooks=[(own.point, own)])[0, n - 1 :]
+        want = logits.log_softmax(-1).gather(1, tokens[n:, None])[:, 0]
+        torch.testing.assert_close(result.log_probs[row], want, **EXACT)
+        assert result.scores[row].item() == pytest.approx(want.mean().item(), abs=1e-9)
+    plain = run(model, batch, num_beams=3, num_return_sequences=2, do_sample=None)
+    assert not plain.scores.equal(result.scores)
+
+
+@torch.no_grad()
+def test_positions_count_from_the_beginning_of_a_cache(model, batch):
+    tokens, mask = batch
+    past = KeyValueCache.init_cache(CFG, "cpu", 4, dtype=torch.float64)
+    model(tokens, attention_mask=mask, past_kv_cache=past)
+    more = tokens[:, :3] % 7 + 1
+    steps = []
+
+    def watch(act, hook):
+        steps.append((hook.step, hook.positions))
+
+    edits = [
+        Add(("resid_mid", 0), pos=torch.tensor([3, 8, 6, 13]), value=vector()),
+        Scale(("z", 1), factor=2.0, pos=-1, when=PromptTokens()),
+    ]
+    settings = dict(do_sample=False, stop_at_eos=False, return_type="result")
+    result = model.generate(
+        more, N_NEW, edits=edits, fwd_hooks=[("embed", watch)], past_kv_cache=past, **settings
+    )
+    assert steps[0][1].tolist() == [[n, n + 1, n + 2] for n in LENGTHS]
+    assert [step for step, _ in steps] == list(range(N_NEW))
+    assert result.prompt_lengths == tuple(n + 3 for n in LENGTHS)
+    for row, (n, at) in enumerate(zip(LENGTHS, (3, 8, 6, 13), strict=True)):
+        ids = torch.cat([tokens[row][mask[row].bool()], result.tokens[row]])
+        own = [
+            (("resid_mid", 0), Add(("resid_mid", 0), pos=at, value=vector())),
+            (("z", 1), Scale(("z", 1), factor=2.0, pos=n + 2)),
+        ]
+        logits = model.run_with_hooks(ids[:-1], fwd_hooks=own)[0, n + 2 :]
+        assert logits.argmax(-1).equal(ids[n + 3 :])
+        want = logits.log_softmax(-1).gather(1, ids[n + 3 :, None])[:, 0]
+        torch.testing.assert_close(result.log_probs[row], want, **EXACT)
+    gone = Add(("resid_mid", 0), pos=1, value=vector())
+    with pytest.raises(IndexError, match=r"position 1 of prompt 0.*those before are in past_kv"):
+        model.generate(more, N_NEW, edits=gone, past_kv_cache=past)
+
+
 # ------------------------------------------------------------------ functions
 
 
