@@ -7,6 +7,7 @@ from typing import Any
 from analyses._lens_arguments import listed, whole
 from analyses.prompts import token_string
 from interp import HookedGPT2, Tokenizer
+from interp.tokenizer import TokenizerError
 
 # So many tokens before the seam are shown in an error.
 _SHOWN = 2
@@ -155,10 +156,14 @@ def joint(
     bos = tokenizer.bos_token_id
     own = list(prompt[1:] if bos is not None and prompt[0] == bos else prompt)
     before = list(prompt[: len(prompt) - len(own)])
-    text = str(tokenizer.to_string(own)) if own else ""
-    if own and tokenizer.to_tokens(text, prepend_bos=False)[0].tolist() != own:
+    try:
+        text = str(tokenizer.to_string(own)) if own else ""
+        if own and tokenizer.to_tokens(text, prepend_bos=False)[0].tolist() != own:
+            return None
+        whole = text + str(continuation.text)
+        together = tokenizer.to_tokens(whole, prepend_bos=False)[0].tolist()
+    except TokenizerError:  # ids that are in no text
         return None
-    together = tokenizer.to_tokens(text + str(continuation.text), prepend_bos=False)[0].tolist()
     return None if together == [*own, *continuation.ids] else [*before, *together]
 
 

@@ -97,7 +97,8 @@ def _add_prompt(
     first = found[0]
     ids = first.tokens[batch]
     page.heading((name or "Prompt") + (f", {batch}" if len(first.tokens) > 1 else ""))
-    page.tokens([views.token(first, id) for id in ids], first.prepend_bos is True)
+    if not isinstance(first, Surprisal):  # that shows them in colours
+        page.tokens([views.token(first, id) for id in ids], first.prepend_bos is True)
     page.text(f"{views.count(len(ids), 'token')}, {views.bos_note(first.prepend_bos)}.")
     for result in found:
         if isinstance(result, NextToken):
@@ -169,7 +170,9 @@ def _add_surprisal(page: report.Page, result: Surprisal, batch: int, figures: bo
         f"The stronger the colour, the more surprising; full colour is {limit:.3g} nats. Hover for "
         "rank, entropy and what was expected instead."
     )
-    if figures and len(rows) <= _MOST_BARS:
+    if figures and len(rows) > _MOST_BARS:
+        page.text(f"More than {_MOST_BARS} tokens have no bars; plot() draws them.")
+    elif figures:
         page.figure(
             result.plot(batch),
             "Surprisal of each token. Where a bar stands above the line, the token was more "

@@ -3,7 +3,7 @@
 1. The prompt is read once; its keys and values are kept.
 2. Each node has at most `width` children: the likeliest tokens there.
 3. Level by level, branches are read after copies of the prompt's keys and values, as many at a time
-   as fit into a stated amount of memory.
+   as 256 MB hold.
 4. Branches less probable than `min_prob` (from the prompt on) are left out, and with more than
    `max_nodes` nodes all but the likeliest. As a branch is never likelier than its beginning, what
    falls below at one level need not be followed: the tree is the one that a search of all branches

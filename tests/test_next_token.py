@@ -249,6 +249,8 @@ def test_text_that_is_tokenised_otherwise_together_is_refused(mini: HookedGPT2) 
     assert meant.continuations[0].ids == tuple(ids)
     odd = mini.to_tokens("to", prepend_bos=False)[0].tolist() * 2
     next_token(mini, torch.tensor(odd), continuations=[" Mary"])
+    half = mini.to_tokens("é", prepend_bos=False)[0].tolist()[:1]
+    next_token(mini, torch.tensor(half), continuations=[" Mary"])
     with pytest.raises(ValueError, match="prompt 1 are tokenised otherwise"):
         next_token(mini, ["John gave", "gave "], continuations=["Mary"])
     # The same from ids of a text, and where a word would go on.
@@ -818,6 +820,29 @@ def test_a_conversation_ends_with_its_input(mini: HookedGPT2) -> None:
     assert conversation(Session(mini, IOI), "0").rstrip().endswith(f"{IOI} Mary")
     with pytest.raises(cli.CommandError, match="reads standard input, which ended at once"):
         conversation(Session(mini, IOI), "")
+
+
+def test_a_conversation_at_a_terminal(mini: HookedGPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines come by `input`, which lets the reader edit them; Ctrl-D ends."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    typed, asked = iter(["0", ", 😀"]), []
+
+    def answer(question: str) -> str:
+        asked.append(question)
+        try:
+            return next(typed)
+        except StopIteration:
+            raise EOFError from None
+
+    monkeypatch.setattr("builtins.input", answer)
+    out = io.StringIO()
+    converse(Session(mini, IOI), Console(file=out, width=100, highlight=False), Terminal())
+    assert asked == ["> "] * 3
+    assert out.getvalue().rstrip().endswith(f"{IOI} Mary, 😀")
 
 
 def test_a_conversation_shows_no_control_characters(model: HookedGPT2) -> None:

@@ -142,8 +142,11 @@ def show(found: "Sequence[PromptsResult]", console: "Console") -> None:
                 show_surprisal(result, console, batch)
 
 
-def show_next(result: "NextToken", console: "Console", batch: int = 0) -> None:
-    """Print the likeliest next tokens of a prompt, and its continuations."""
+def show_next(
+    result: "NextToken", console: "Console", batch: int = 0, *, scale: bool = True
+) -> None:
+    """Print the likeliest next tokens of a prompt, and its continuations; `scale`: also what
+    colours mean."""
     at = at_temperature(result.temperature)
     together = float(result.top_probs[batch].sum())
     console.print(
@@ -156,7 +159,8 @@ def show_next(result: "NextToken", console: "Console", batch: int = 0) -> None:
         console.print()
         console.print(f"continuations{at}, each tokenised on its own; log p in nats")
         cli.print_table(console, *continuation_columns(result, batch), "columns")
-    cli.print_scale(console, "probability")
+    if scale:
+        cli.print_scale(console, "probability")
 
 
 def next_columns(result: "NextToken", batch: int) -> tuple[list[cli.Column], list[cli.Column]]:
@@ -308,7 +312,7 @@ def show_state(session: "Session", console: "Console") -> None:
     console.print()
     show_text(text if len(text) <= _TAIL else f"…{text[-_TAIL:]}", console)
     console.print()
-    show_next(session.prediction(), console)
+    show_next(session.prediction(), console, scale=False)
 
 
 def show_text(text: str, console: "Console") -> None:
