@@ -141,7 +141,7 @@ def check_seams(
                 f"apart: together they end in {tokenizer.to_str_tokens(together[start:])}, apart "
                 f"in {apart}. Probabilities of the tokens apart would not be those of the text. "
                 f"Usually the blank belongs to the continuation and not to the end of the prompt; "
-                f"where you do mean these tokens, give ids: {list(one.ids)}"
+                f"where you do mean these tokens, give their ids (in Python): {list(one.ids)}"
             )
 
 

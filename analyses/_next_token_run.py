@@ -65,7 +65,8 @@ def read(
         if bool(best.isnan().any()):
             raise ValueError("the model's logits are not numbers (NaN): there is no prediction")
         # From the largest, which a tiny temperature would otherwise take beyond all numbers.
-        log_probs = ((logits - best[:, :1]).to(dtype) / temperature).log_softmax(-1)
+        below = logits.to(dtype) - best[:, :1].to(dtype)
+        log_probs = (below / temperature).log_softmax(-1)
         probs = log_probs.exp()
         wanted = logits.gather(1, targets[here])
         # Ties share the best rank. Compared in the model's own numbers, where ties are exact.
