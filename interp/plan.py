@@ -164,7 +164,10 @@ def plan(
     if settings.num_beams > cfg.d_vocab:
         raise ValueError(f"num_beams={settings.num_beams} is more than d_vocab = {cfg.d_vocab}.")
     stop_ids = _stop_ids(cfg, tokenizer, settings)
-    edits = [edits] if isinstance(edits, Edit) else list(edits)
+    edits = [edits] if isinstance(edits, Edit) else edits
+    for name, value in (("edits", edits), ("fwd_hooks", fwd_hooks)):
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise TypeError(f"{name} is a list, not {value!r}.")
     # The last new token is read only if what it does is recorded.
     n_read = settings.max_new_tokens - (0 if names else 1)
     whole = mask if past is None else torch.cat([past.mask[:, :n_past], mask], dim=1)
@@ -250,14 +253,16 @@ def _stop_strings(
 ) -> tuple[str, ...]:
     if given is None:
         return ()
-    strings = (given,) if isinstance(given, str) else tuple(given)
+    strings = (given,) if isinstance(given, str) else given
     if tokenizer is None:
         raise ValueError("stop_strings are found in text, and this model has no tokenizer.")
-    if not strings or not all(isinstance(one, str) for one in strings):
+    if not isinstance(strings, Sequence) or not all(isinstance(one, str) for one in strings):
         raise TypeError(f"stop_strings is a text or several, not {given!r}.")
+    if not strings:
+        raise ValueError("stop_strings is empty; None means that nothing but tokens stops a row.")
     if "" in strings:
         raise ValueError("an empty stop string would stop before the first token.")
-    return strings
+    return tuple(strings)
 
 
 def _seed(settings: Settings) -> int | None:

@@ -176,6 +176,7 @@ def test_log_probabilities(tiny):
         temperature=0.7,
         top_k=9,
         repetition_penalty=1.3,
+        num_return_sequences=2,
         stop_at_eos=False,
         return_type="result",
     )
@@ -514,7 +515,12 @@ def test_wrong_arguments_are_refused_before_anything_runs(tiny, wrong):
         tiny.generate_stream(prompts(tiny), num_beams=2)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_wrong_text_is_refused(mini):
+    with pytest.raises(TypeError, match="stop_strings is a text or several, not 5"):
+        mini.generate("a", stop_strings=5)
+    with pytest.raises(ValueError, match="stop_strings is empty"):
+        mini.generate("a", stop_strings=[])
     with pytest.raises(ValueError, match="empty stop string"):
         mini.generate("a", stop_strings=["x", ""])
     with pytest.raises(ValueError, match="empty"):

@@ -322,9 +322,12 @@ def test_when_elsewhere_is_refused(model, batch):
 
 @pytest.mark.parametrize("cached", [True, False])
 @pytest.mark.parametrize("edited", [False, True])
+@pytest.mark.parametrize("unequal", [False, True])
 @torch.no_grad()
-def test_a_record_is_that_of_one_pass(model, batch, cached, edited):
+def test_a_record_is_that_of_one_pass(model, batch, cached, edited, unequal):
     """At every point, at padding too, rows that end early included."""
+    if not unequal:
+        batch = (batch[0], torch.ones_like(batch[0]))
     heads = [f"blocks.{layer}.hook_{x}_input" for layer in range(2) for x in "qkv"]
     names = [name for name in model.hook_dict if name not in heads]
     edits = [Add(("resid_pre", 1), value=vector(), when=NewTokens())] if edited else []
@@ -458,6 +461,8 @@ WRONG = {
     "unknown point": (dict(edits=Scale(("zz", 0), factor=1)), UnknownHookName, "zz"),
     "unknown filter": (dict(fwd_hooks=[("*nothing*", print)]), UnknownHookName, "nothing"),
     "no edit": (dict(edits=["z"]), TypeError, "Patch, Ablate, Scale or Add"),
+    "one hook": (dict(fwd_hooks=print), TypeError, "fwd_hooks is a list"),
+    "a text": (dict(edits="z"), TypeError, "edits is a list, not 'z'"),
     "hook alone": (dict(fwd_hooks=[print]), TypeError, "name, function, when"),
     "other way": (dict(fwd_hooks=[(print, "embed")]), TypeError, "other way round"),
     "no when": (dict(fwd_hooks=[("embed", print, "prompt")]), TypeError, "PromptTokens"),
