@@ -230,7 +230,7 @@ def converse(session: Session, console: "Console", stream: TextIO | TextIOBase) 
 def _do(session: Session, console: "Console", line: str) -> None:
     if line == "u":
         session.back()
-    elif line.strip().isdecimal():
+    elif line.isdecimal():
         session.pick(int(line))
     else:
         tokens, other = session.write(line[1:] if line.startswith("=") else line)

@@ -265,11 +265,11 @@ def main(
             files,
             {
                 "--continuation": continuations,
-                "--depth": depth,
+                "--depth": depth is not None,
                 "--surprisal": with_surprisal,
-                "--html": html,
-                "--csv": csv,
-                "--json": json_path,
+                "--html": html is not None,
+                "--csv": csv is not None,
+                "--json": json_path is not None,
             },
         )
     prompts = cli.read_prompts(files)
@@ -361,8 +361,8 @@ def main(
 
 
 def _check_interactive(files: Sequence[str], others: dict[str, Any]) -> None:
-    for name, value in others.items():
-        if value:
+    for name, is_given in others.items():
+        if is_given:
             raise cli.CommandError(f"--interactive shows in the terminal: leave out {name}")
     if len(files) != 1:
         raise cli.CommandError(f"--interactive goes on with one prompt, not {len(files)}")

@@ -837,6 +837,10 @@ def test_a_conversation(mini: HookedGPT2) -> None:
     assert said.count("next token after position 14") == 2  # at first, and after two steps back
 
 
+def test_a_number_after_a_blank_is_text(mini: HookedGPT2) -> None:
+    assert conversation(Session(mini, IOI), " 0\nq\n").rstrip().endswith(f"{IOI} 0")
+
+
 def test_a_conversation_ends_with_its_input(mini: HookedGPT2) -> None:
     assert conversation(Session(mini, IOI), "0").rstrip().endswith(f"{IOI} Mary")
     with pytest.raises(cli.CommandError, match="reads standard input, which ended at once"):
