@@ -77,6 +77,13 @@ def test_freq_penalty_counts_every_time():
     assert greedy.choose(greedy.processed(scores, counts), None) != first
 
 
+def test_the_likeliest_token_always_stays():
+    """However small `top_p` is, and however the sum of all probabilities is rounded."""
+    scores = torch.randn(400, 1000, generator=torch.Generator().manual_seed(0))
+    kept = Sampling(top_p=1e-9).processed(scores, None).isfinite()
+    assert (kept.sum(1) == 1).all() and kept.float().argmax(1).equal(scores.argmax(1))
+
+
 def test_without_settings_nothing_is_copied():
     scores = logits(0)
     assert Sampling().processed(scores, None) is scores
