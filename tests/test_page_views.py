@@ -409,6 +409,8 @@ def notebook(*shown: Any) -> str:
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_notebooks_show_views_and_pages(browser: Browser, theme: Literal["light", "dark"]) -> None:
     page = Page("In a notebook")
+    for _ in range(9):
+        page.text("So that it is not as high as a frame is at first.")
     page.figure(go.Figure(go.Scatter(y=[1, 2])))
     frame = pd.DataFrame({"a": [1.5, 2.5], "b": ["x", "</script>"]})
     page.data("table", frame)
