@@ -61,7 +61,7 @@ def test_attention_stops_at_the_query() -> None:
     assert rows[2] == pytest.approx(patterns[1, 2].tolist(), rel=1e-5)
     assert view.props["attentionHeadNames"] == ["0.0", "0.1"]
     assert (view.props["minValue"], view.props["maxValue"]) == (-1, 1)
-    assert view.note == "White is 0, full blue 1."
+    assert view.note == "Uncoloured is 0, full blue 1."
 
 
 def test_which_patterns_are_causal() -> None:
@@ -80,12 +80,12 @@ def test_which_patterns_are_causal() -> None:
 @pytest.mark.parametrize(
     ("values", "limit", "expected", "note"),
     [
-        ([0.0, 0.5], None, 1.0, "White is 0, full blue 1."),
-        ([0.0, 3.0], None, 3.0, "White is 0, full blue 3."),
-        ([-4.0, 3.0], None, 4.0, "White is 0, full red 4 and above, full blue −4 and below."),
-        ([-4.0, -3.0], None, 4.0, "White is 0, full red 4 and above, full blue −4 and below."),
-        ([0.0, 0.0], None, 1.0, "White is 0, full blue 1."),  # at 0 no colour would be defined
-        ([0.0, 3.0], 2.0, 2.0, "White is 0, full blue 2 and above."),
+        ([0.0, 0.5], None, 1.0, "Uncoloured is 0, full blue 1."),
+        ([0.0, 3.0], None, 3.0, "Uncoloured is 0, full blue 3."),
+        ([-4.0, 3.0], None, 4.0, "Uncoloured is 0, full red 4 and above, full blue −4 and below."),
+        ([-4.0, -3.0], None, 4.0, "Uncoloured is 0, full red 4 and above, full blue −4 and below."),
+        ([0.0, 0.0], None, 1.0, "Uncoloured is 0, full blue 1."),  # at 0 no colour would be defined
+        ([0.0, 3.0], 2.0, 2.0, "Uncoloured is 0, full blue 2 and above."),
     ],
 )
 def test_limits_of_colours(
