@@ -1,9 +1,11 @@
 """Pages: one HTML file per result, that opens from disk and shows where its numbers come from.
 
-A page carries all it needs and asks no network for anything: plotly's script is inlined once, and
-a content security policy that names the page's own scripts by their hash lets nothing else load or
-run. Whatever comes from outside (tokens, file names, prompts) is escaped, `</script>` and figure
-markup included. It follows the reader's light or dark theme.
+A page holds any mix of text, tokens, tables, plotly figures, views of circuitsvis, maps of heads and
+tables to download. It carries all it needs and asks no network for anything: each script is inlined
+once, and a content security policy that names the page's own scripts by their hash lets nothing
+else load or run. Whatever comes from outside (tokens, file names, prompts) is escaped, `</script>`
+and figure markup included. It follows the reader's light or dark theme, and shows itself in
+notebooks. More in docs/pages.md.
 """
 
 import json
@@ -312,7 +314,7 @@ class Page:
             bare: only what was added, without title and lead.
         """
         body = self._parts if bare else [*self._top(), *self._parts]
-        return frame(document(self.title, body, self._scripts, framed=True), height)
+        return frame(document(self.title, body, self._scripts, framed=True), self.title, height)
 
     def _repr_html_(self) -> str:
         return self.frame()

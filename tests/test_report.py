@@ -325,3 +325,21 @@ def test_tokens_stand_in_order_and_in_one_box_each(browser: Browser, tmp_path: P
     for (left, top, _), (next_left, next_top, _) in pairwise(places):
         assert next_top > top or (next_top == top and next_left > left)
     assert max(right for _, _, right in places) <= 500
+
+
+def test_what_got_in_could_neither_run_nor_load(browser: Browser) -> None:
+    # As if escaping had failed.
+    inside = (
+        "<p><script>document.title = 'stolen'</script><img src='http://example.com/x.png'>"
+        "<img src='data:,' onerror=\"document.title = 'stolen'\">"
+        "<iframe src='http://example.com/'></iframe></p>"
+    )
+    page = Page("Whole")
+    page._parts.append(inside)
+    with browser.open(page.html()) as opened:
+        assert opened.evaluate("document.title") == "Whole"
+        assert opened.evaluate("document.querySelectorAll('img').length") == 2
+        # The script, the handler, the picture and the frame.
+        refused = [line for line in opened.console if "Content Security Policy" in line]
+        assert len(refused) == 4
+        assert sum("http://example.com/" in line for line in refused) == 2
