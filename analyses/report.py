@@ -1,11 +1,11 @@
 """Pages: one HTML file per result, that opens from disk and shows where its numbers come from.
 
-A page holds any mix of text, tokens, tables, plotly figures, views of circuitsvis, maps of heads and
-tables to download. It carries all it needs and asks no network for anything: each script is inlined
-once, and a content security policy that names the page's own scripts by their hash lets nothing
-else load or run. Whatever comes from outside (tokens, file names, prompts) is escaped, `</script>`
-and figure markup included. It follows the reader's light or dark theme, and shows itself in
-notebooks. More in docs/pages.md.
+A page holds any mix of text, tokens, tables, plotly figures, views of circuitsvis, maps of heads
+and tables to download. It carries all it needs and asks no network for anything: each script is
+inlined once, and a content security policy that names the page's own scripts by their hash lets
+nothing else load or run. Whatever comes from outside (tokens, file names, prompts) is escaped,
+`</script>` and figure markup included. It follows the reader's light or dark theme, and shows
+itself in notebooks. More in docs/pages.md.
 """
 
 import json
