@@ -12,7 +12,7 @@ from torch import Tensor
 
 from analyses import report
 from analyses._head_copying import CopyingScores
-from analyses._head_names import Head
+from analyses._head_names import Head, checked_heads
 from analyses._head_run import KeptPatterns
 from analyses._views import heads as views
 from analyses._views import heads_page
@@ -118,7 +118,12 @@ class HeadScores:
         )
 
     def even_score(self, name: str) -> float:
-        """What evenly spread attention scores, averaged over the same examples."""
+        """What evenly spread attention scores, averaged over the same examples.
+
+        Raises:
+            KeyError: there is no such score; says which there are.
+        """
+        self.effects(name)
         there = [value for value in self.even[name] if not math.isnan(value)]
         return sum(there) / len(there) if there else math.nan
 
@@ -139,13 +144,19 @@ class HeadScores:
         n_heads = values.shape[1]
         return [Head(*divmod(i, n_heads)) for i in order if flat[i] > -math.inf]
 
-    def role(self, head: Head | tuple[int, int], at_least: float = ROLE_AT_LEAST) -> str:
+    def role(self, head: str | Head | tuple[int, int], at_least: float = ROLE_AT_LEAST) -> str:
         """The name of a head's highest score, or "" where that is less than `at_least`.
 
         It is about these tokens only. A head may do several things, and one that rests on the first
         token here may work elsewhere: see its other scores.
+
+        Raises:
+            IndexError, ValueError, TypeError: there is no such head, or it is written in another
+                way than `"3.1"`, a `Head` or a pair.
         """
-        return self.roles(at_least)[head[0] * self._shape[1] + head[1]]
+        n_layers, n_heads = self._shape
+        (one,) = checked_heads([head], n_layers, n_heads)
+        return self.roles(at_least)[one.layer * n_heads + one.head]
 
     def roles(self, at_least: float = ROLE_AT_LEAST) -> list[str]:
         """The `role` of every head, layer by layer."""
@@ -276,7 +287,13 @@ class HeadScores:
         return views.figure(self, names)
 
     def page(self, top_k: int = 5) -> report.Page:
-        """The page that `to_html` writes, with the `top_k` highest heads of each score."""
+        """The page that `to_html` writes, with the `top_k` highest heads of each score.
+
+        Raises:
+            ValueError: top_k < 1.
+        """
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k} is out of range: expected at least 1")
         return heads_page.page(self, top_k)
 
     def to_html(

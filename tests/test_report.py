@@ -208,6 +208,28 @@ def test_tokens_may_have_backgrounds() -> None:
     assert spans[1]["title"] == "position 1: 'deep'\n3.2 nats"
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_tables_and_tokens_are_checked() -> None:
+    page = Page("x")
+    with pytest.raises(ValueError, match=r"a cell for each of \['a'\]; this one is \['1', '2'\]"):
+        page.table(["a"], [["1", "2"]])
+    with pytest.raises(TypeError, match=r"under 'a' stands 1\.0, float"):
+        page.table(["a"], [[1.0]])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="not the string 'abc'"):
+        page.tokens("abc", False)
+    page.tokens([" Mary", "", "\n"], False)
+    spans = [text for tag, text in Elements(page.html()).texts if tag == "span"]
+    assert spans == ["·Mary", "∅", "⏎"]
+
+
+def test_a_fold_ends_however_its_block_does() -> None:
+    page = Page("x")
+    with pytest.raises(KeyError), page.folded("y"):
+        raise KeyError
+    page.text("after")
+    assert "</details><p>after" in page.html().replace("\n", "")
+
+
 def test_script_json() -> None:
     value = {"a": HOSTILE, "b": [1.5, None, True]}
     assert not set("<>&") & set(script_json(value))

@@ -55,11 +55,13 @@ def page(
         _add_prompts(page, result)
         shown, query = _worth_seeing(result)
         kinds = sorted(_MAPS, key=lambda name: name != matrix)  # the one asked for first
-        page.head_maps(_maps(result, kinds, shown, query), side_by_side=True)
+        maps = _maps(result, kinds, shown, query)
+        page.head_maps(maps, side_by_side=True, budget=report.BUDGET // len(results))
         _add_steps(page, result, shown, query)
         _add_links(page, result, matrix, top_k, skip_first)
         _add_data(page, result, name, skip_first)
-    page.provenance(first.provenance)
+    second = views.second_reader(first)
+    page.provenance(first.provenance, **({} if second is None else {"second_prompt": second}))
     return page
 
 
@@ -122,6 +124,7 @@ def _maps(
                 limit=limit,
                 signed=kind.signed or result.signed,
                 causal=kind.causal,
+                column=name,
             )
         )
     notes = {
@@ -134,6 +137,10 @@ def _maps(
         tokens=views.token_labels(result),
         kinds=kinds,
         positions=result.positions,
+        token_columns={
+            prefix: [tokens[position] for position in result.positions]
+            for prefix, tokens in result.token_columns().items()
+        },
         notes=notes,
         chosen=(shown.layer, shown.head),
         query=result.slot(query),

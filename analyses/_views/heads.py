@@ -234,7 +234,7 @@ def lost(found: "HeadScores") -> str:
     if ablation is None:
         return ""
     base, n = float(ablation.effects.base.mean()), ablation.effects.n_examples
-    how = "zero" if ablation.kind == "zero" else f"its mean over {ablation.reference}"
+    how = "zero" if ablation.kind == "zero" else f"its mean over tokens of {ablation.reference}"
     return (
         f"The loss on the second copy is {base:.3f} nats per token, on average over {n} "
         f"sequence{'s'[: n != 1]}. Without a head: its output is replaced by {how}."
