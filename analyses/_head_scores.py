@@ -178,8 +178,8 @@ def _check_layer(where: str, values: Tensor, real: Tensor, weighted: bool, causa
             head, query, key = (ahead > limit).nonzero()[0].tolist()
             raise ValueError(
                 f"{where} head {head}: query {int(real[query])} attends to key {key}, which comes "
-                "after it. Is the pattern [key query]? Of a model without causal mask say "
-                "causal=False"
+                "after it. Is the pattern [key query]? Of padding give attention_mask, of a model "
+                "without causal mask say causal=False"
             )
     if not weighted and most > 1 + _TOLERANCE:
         raise ValueError(

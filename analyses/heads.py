@@ -156,8 +156,10 @@ def head_scores(
 ) -> HeadScores:
     """Score heads by their patterns on one prompt, wherever these come from.
 
-        output = transformers_model(ids, output_attentions=True)
-        head_scores(torch.stack(output.attentions)[:, 0], ids)
+        reference = AutoModelForCausalLM.from_pretrained("gpt2", attn_implementation="eager")
+        with torch.no_grad():
+            attentions = reference(ids, output_attentions=True).attentions
+        head_scores(torch.stack(attentions)[:, 0], ids[0])
 
     Args:
         pattern, attention_mask, weighted, causal: as in `pattern_score`.
@@ -295,6 +297,7 @@ def detect_heads(
             model, kind=ablation, n=n, length=length, seed=seed, prepend_bos=prepend_bos
         ),
         copying=copying_scores(model) if copying else None,
+        hooked=tuple(point.name for point in model.hook_dict.values() if point.fwd_hooks),
     )
 
 

@@ -486,7 +486,9 @@ def test_tables(found):
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["scores"]["first_token"]["queries"] == [8, 5, 1]
     assert plain["ablation"] is None and plain["copying"] is None
-    with pytest.raises(KeyError, match=r"no score 'inductions'\. Did you mean 'induction'"):
+    with pytest.raises(
+        KeyError, match=r"no score 'inductions' of attention\. Did you mean 'induction'"
+    ):
         found["inductions"]
     with pytest.raises(KeyError, match="no score 'copying'"):
         found.top("copying")
@@ -518,7 +520,7 @@ def test_kept_patterns_stay_small(model, found, monkeypatch):
     for head, pattern in zip(few.patterns.heads, few.patterns.values, strict=True):
         expected = cache["pattern", head.layer][0, head.head].float()
         torch.testing.assert_close(pattern, expected)
-    assert "Only those with the highest scores" in few.page().html()
+    assert "heads, those with the highest scores" in few.page().html()
 
 
 # ------------------------------------------------------------------ the heads of mini
@@ -817,7 +819,7 @@ def test_detect_head_on_some_heads_texts_and_a_cache(mini):
             ValueError,
             "unknown error_measure 'mull'; did you mean 'mul'",
         ),
-        (dict(cache="other"), ValueError, r"the cache's pattern is \(4, 4\), this text has 10"),
+        (dict(cache="other"), ValueError, "the cache is of other tokens, .* this text has"),
         (dict(cache="other", seq=["a", "b"]), ValueError, "a cache is of one text"),
     ],
 )
@@ -980,3 +982,28 @@ def test_copying_of_nan_is_an_error(mini: HookedGPT2) -> None:
 def test_numbers_of_random_tokens_are_whole(mini: HookedGPT2, settings: Any) -> None:
     with pytest.raises(TypeError, match="is a whole number, not"):
         detect_heads(mini, **settings)
+
+
+def test_hooks_that_are_active_are_named(mini: HookedGPT2) -> None:
+    def nothing(pattern: torch.Tensor, hook: Any) -> None:
+        pass
+
+    with mini.hooks([("blocks.0.attn.hook_pattern", nothing)]):
+        found = detect_heads(mini, n=1, length=8)
+    note = "blocks.0.attn.hook_pattern"
+    assert found.hooked == (note,) and note in repr(found)
+    assert f"Functions listened at {note}" in found.page().html()
+    assert note not in repr(detect_heads(mini, n=1, length=8))
+
+
+def test_a_notebook_shows_the_page(mini: HookedGPT2) -> None:
+    shown = detect_heads(mini, n=1, length=8)._repr_html_()
+    assert shown.isascii() and "<iframe" in shown and "The highest heads of each score" in shown
+
+
+def test_a_cache_of_other_tokens_is_refused(mini: HookedGPT2) -> None:
+    _, cache = mini.run_with_cache("c d")
+    with pytest.raises(ValueError, match="the cache is of other tokens"):
+        detect_head(mini, "a b", "previous_token_head", cache=cache)
+    with pytest.raises(ValueError, match="2 tokens leave nothing"):
+        detect_head(mini, "a", "previous_token_head", exclude_bos=True, exclude_current_token=True)

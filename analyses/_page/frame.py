@@ -32,10 +32,12 @@ def frame(page: str, title: str, height: int) -> str:
         height: of the frame in CSS pixels, where the notebook runs no scripts.
     """
     name = f"hooked-{secrets.token_hex(8)}"
+    # In ASCII: its scripts keep the hashes that the page knows, whatever the notebook is read as.
+    source = html.escape(page).encode("ascii", "xmlcharrefreplace").decode()
     listen = _LISTEN.format(name=name, highest=_HIGHEST)
     return (
         f'<iframe id="{name}" sandbox="allow-scripts allow-downloads" '
-        f'title="{html_text(title)}" srcdoc="{html.escape(page)}" style="display:block;width:100%;'
+        f'title="{html_text(title)}" srcdoc="{source}" style="display:block;width:100%;'
         f'height:{min(height, _HIGHEST)}px;border:0;border-radius:6px"></iframe>'
         f"<script>{listen}</script>"
     )

@@ -166,7 +166,9 @@ class HeadMaps {
     this.plot.setAttribute("role", "img");
     this.download = button("", "CSV of this head", () => this.save());
     this.download.hidden = this.block > 1;
-    large.append(this.title, this.note, this.plot, this.download);
+    // Titles of the axes would stand in the way of long tokens.
+    const axes = element("p", "note", "Rows are queries, columns the keys they look at.");
+    large.append(this.title, this.note, this.plot, axes, this.download);
     return large;
   }
 
@@ -293,8 +295,8 @@ class HeadMaps {
     const layout = {
       template: this.template, width: this.width(), height: this.width() - 30,
       margin: {l: 10, r: 0, t: 30, b: 10},
-      xaxis: {...axis, tickangle: -60, title: {text: "key (looked at)"}},
-      yaxis: {...axis, range: [side - 0.5, -0.5], scaleanchor: "x", title: {text: "query"}},
+      xaxis: {...axis, tickangle: -60},
+      yaxis: {...axis, range: [side - 0.5, -0.5], scaleanchor: "x"},
       shapes: this.row(),
     };
     const trace = {

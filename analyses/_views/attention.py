@@ -195,7 +195,11 @@ def show(
         console.print(f"of these, positions {', '.join(map(str, result.positions))}", style="dim")
     console.print()
     console.print(links_note(result, matrix, skip_first=skip_first))
-    cli.print_table(console, *_links_columns(result, top_k, matrix, skip_first), "ranks")
+    labels, columns = _links_columns(result, top_k, matrix, skip_first)
+    if columns:
+        cli.print_table(console, labels, columns, "ranks")
+    else:
+        console.print("no link but to the first token")
     if len(result.heads) == 1:
         _show_map(result, console, matrix)
     cli.print_scale(

@@ -175,9 +175,16 @@ def _add_steps(page: report.Page, result: "Result", head: "Head", query: int) ->
         f"the scale of the head, {scale:.4g}; -∞ (masked) where the key is after the query; e to "
         "the power of the difference to the largest of the row (exp); its share of the sum of all "
         "exp (softmax). What a share moves is as long as the key's value vector v, and in the "
-        f"residual stream as long as v W_O. {_worked_out(steps, scale)} {note}"
+        f"residual stream as long as v W_O. {_worked_out(steps, scale)} {note} "
+        "Of another head or query: result.steps(head, query)."
     )
-    altered = bool(((steps["pattern"] - steps["softmax"]).abs() > 1e-3).any())
+    # What would show in four digits.
+    altered = bool(((steps["pattern"] - steps["softmax"]).abs() > 5e-5).any())
+    if result.run_scores is not None:
+        page.text(
+            "The masked scores are the run's own: a function listened at them, or the run computed "
+            "in low precision, so they may differ from the products times the scale."
+        )
     headers = ["key", "q·k", f"× {scale:.4g}", "masked", "exp", "softmax"]
     if altered:
         headers.append("pattern used")
