@@ -11,6 +11,8 @@ command line), and works from Python as from a shell:
 | module | question |
 |---|---|
 | `analyses.logit_lens` | what would the model predict if it stopped after this layer? |
+| `analyses.attention` | where does every head look? |
+| `analyses.heads` | what kind of head is it? |
 | `analyses.activation_patching` | which activation, put into the other run, carries the answer? |
 | `analyses.ablation` | what is lost without a head, a layer, a neuron? |
 | `analyses.attribution` | which part of the model wrote the answer? |

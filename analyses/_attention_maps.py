@@ -4,11 +4,12 @@
 """
 
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from jaxtyping import Bool, Float
@@ -149,7 +150,7 @@ class AttentionMaps(ABC):
         *,
         layers: int | Sequence[int] | None = None,
         heads: Any = None,
-        positions: int | Sequence[int] | None = None,
+        positions: SupportsIndex | Iterable[SupportsIndex] | None = None,
     ) -> "Self":
         """Some heads and some positions only.
 
@@ -164,6 +165,7 @@ class AttentionMaps(ABC):
             ValueError: heads or positions that are not here, one twice, none at all, or layers
                 and heads together.
             IndexError: no such layer, head or position in the model and the prompt.
+            TypeError: positions that are no whole numbers.
         """
         index: Sequence[int] = range(len(self.heads))
         if layers is not None:
@@ -180,10 +182,7 @@ class AttentionMaps(ABC):
             index = self._found(checked_heads(heads, self.n_layers, self.n_heads))
         slots: Sequence[int] = range(len(self.positions))
         if positions is not None:
-            asked = [positions] if isinstance(positions, int) else list(positions)
-            if not asked:
-                raise ValueError("positions is empty; leave it out for all")
-            slots = self._slots(asked)
+            slots = self._slots(_whole_numbers(positions))
         return self._restricted(index, slots)
 
     # -------------------------------------------------------------- tables
@@ -240,10 +239,12 @@ class AttentionMaps(ABC):
             skip_first: leave out links to position 0.
 
         Raises:
-            ValueError: no such matrix, or top_k < 1.
+            ValueError: no such matrix, or top_k < 1. TypeError: top_k is no whole number.
         """
         import pandas as pd
 
+        if isinstance(top_k, bool) or not isinstance(top_k, int):
+            raise TypeError(f"top_k is a whole number, not {top_k!r}")
         if top_k < 1:
             raise ValueError(f"top_k={top_k} is out of range: expected at least 1")
         allowed = self.shown
@@ -381,3 +382,15 @@ class AttentionMaps(ABC):
             model: to put the hash of its weights on the page (reads all of them once).
         """
         (self if model is None else self.hashed(model)).page().write(path)
+
+
+def _whole_numbers(positions: Any) -> list[int]:
+    """One whole number or several, those of numpy and torch too."""
+    several = isinstance(positions, Iterable) and not isinstance(positions, str)
+    asked: list[Any] = list(positions) if several and getattr(positions, "ndim", 1) else [positions]
+    if not asked:
+        raise ValueError("positions is empty; leave it out for all")
+    try:
+        return [operator.index(position) for position in asked]
+    except TypeError:
+        raise TypeError(f"positions are whole numbers, not {positions!r}") from None

@@ -163,7 +163,10 @@ class AttentionPatterns(AttentionMaps):
         Raises:
             ValueError: the prompts differ in length (both are shown as tokens), or the results
                 hold other heads or positions, or are of models of different shape.
+            TypeError: other is no such result.
         """
+        if not isinstance(other, AttentionPatterns):
+            raise TypeError(f"other is AttentionPatterns, not {type(other).__name__}")
         if self.n_tokens != other.n_tokens:
             raise ValueError(
                 f"position by position there is a difference only of prompts of as many tokens: "

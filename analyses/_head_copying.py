@@ -107,7 +107,8 @@ def copying_scores(
     3. Take that through the final layer norm and the unembedding: is the token among the `top_k`?
        For negative copying, with the sign of the head's output turned.
 
-    A token that ties with others counts as behind them: a head that writes nothing copies nothing.
+    A token that ties with others counts as behind them. A head that writes nothing is read as the
+    final layer norm's bias, as the logits are: it copies what that bias brings up.
     Scores of the first block are hypothetical with `first_mlp`: its heads never see that residual.
 
     Args:
@@ -125,7 +126,8 @@ def copying_scores(
 
     Raises:
         ValueError, TypeError, IndexError: no token ids or ids that the model does not have, an
-            unknown residual or one of another shape, top_k out of range, no names.
+            unknown residual or one of another shape, top_k out of range, no names, NaN or infinity
+            in the residual or the weights.
 
     Source: Wang et al. 2022, arXiv 2211.00593, section 3.1: the copy score (top 5) of name movers,
     and of negative name movers that of the negated output.
@@ -201,6 +203,11 @@ def _scores(model: HookedGPT2, residual: Tensor, ids: Tensor, top_k: int) -> Ten
             for start in range(0, len(ids), at_once):
                 here = slice(start, start + at_once)
                 logits = model.unembed(model.ln_final(written[here]))
+                if not bool(logits.isfinite().all()):
+                    raise ValueError(
+                        f"head {layer}.{head} writes logits that are not finite: the residual or "
+                        "the model's weights hold NaN or infinity"
+                    )
                 for sign, values in enumerate((logits, 2 * constant - logits)):
                     own = values.gather(1, ids[here, None])
                     # Of its equals the token itself is one.

@@ -51,12 +51,15 @@ def detect_head(
     Raises:
         ValueError, IndexError: an unknown pattern or error measure, a pattern of another shape or
             with numbers above its diagonal, a cache with several texts or of other tokens, heads
-            that there are not.
+            that there are not; nothing left to look at.
+        TypeError: token ids for seq, or a detection_pattern that is neither name nor tensor.
 
     Source: `head_detector` of TransformerLens 3.
     """
     if error_measure not in ERROR_MEASURES:
         raise ValueError(unknown("error_measure", str(error_measure), ERROR_MEASURES))
+    if isinstance(seq, Tensor):
+        raise TypeError("seq is a text or several, not token ids: head_scores takes those")
     if not isinstance(seq, str):
         if cache is not None:
             raise ValueError("a cache is of one text: leave it out, or give the texts one by one")
@@ -77,6 +80,8 @@ def detect_head(
         return torch.stack(found).mean(0)
     ids = model.to_tokens(seq)[0]
     wanted = _detection_pattern(detection_pattern, ids)
+    if exclude_bos and exclude_current_token and len(ids) < 3:
+        raise ValueError("without the first token and the query itself, 2 tokens leave nothing")
     if isinstance(heads, Mapping):
         heads = [(layer, head) for layer, several in heads.items() for head in several]
     chosen = chosen_heads(None, heads, model.cfg.n_layers, model.cfg.n_heads)
@@ -86,6 +91,10 @@ def detect_head(
             _, cache = model.run_with_cache(
                 ids[None], None, names_filter=[("pattern", layer) for layer in layers]
             )
+    elif cache.tokens is not None and not torch.equal(cache.tokens.reshape(-1).to(ids.device), ids):
+        raise ValueError(
+            f"the cache is of other tokens, {cache.tokens.tolist()}; this text has {ids.tolist()}"
+        )
     scores = torch.full((model.cfg.n_layers, model.cfg.n_heads), -1.0, dtype=model.dtype)
     for layer, head in chosen:
         pattern = cache["pattern", layer]
@@ -117,6 +126,11 @@ def _detection_pattern(asked: Tensor | str, ids: Tensor) -> Tensor:
         if bool(asked.triu(1).any()):
             raise ValueError("detection_pattern has numbers above its diagonal: take .tril()")
         return asked.to(ids.device)
+    if not isinstance(asked, str):
+        raise TypeError(
+            f"detection_pattern is a tensor or one of {', '.join(DETECTION_PATTERNS)}, not "
+            f"{type(asked).__name__}"
+        )
     if asked not in DETECTION_PATTERNS:
         raise ValueError(unknown("detection_pattern", asked, DETECTION_PATTERNS))
     if asked == "previous_token_head":

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from analyses import report
 from analyses._head_copying import CopyingScores
-from analyses._head_names import Head
+from analyses._head_names import Head, checked_heads
 from analyses._head_run import KeptPatterns
 from analyses._views import heads as views
 from analyses._views import heads_page
@@ -49,6 +49,7 @@ class HeadScores:
         patterns: attention of some heads on one example, for pictures; None where none was kept.
         ablation: the loss without each head, if asked for.
         copying: what each head's output weights write, if asked for.
+        hooked: the points at which functions listened: all numbers are of runs with them.
     """
 
     per_example: Mapping[str, Float[Tensor, "layer head example"]]
@@ -62,6 +63,7 @@ class HeadScores:
     patterns: KeptPatterns | None = None
     ablation: Ablation | None = None
     copying: CopyingScores | None = None
+    hooked: tuple[str, ...] = ()
 
     # -------------------------------------------------------------- numbers
 
@@ -103,7 +105,11 @@ class HeadScores:
         """
         if name not in self.per_example:
             hint = nearest(str(name), self.names)
-            raise KeyError(f"there is no score {name!r}.{hint} There is {', '.join(self.names)}.")
+            elsewhere = " That is in .measures." if name in self.measures else ""
+            raise KeyError(
+                f"there is no score {name!r} of attention.{elsewhere or hint} There is "
+                f"{', '.join(self.names)}."
+            )
         values = self.per_example[name]
         return Effects(
             name=name,
@@ -118,7 +124,12 @@ class HeadScores:
         )
 
     def even_score(self, name: str) -> float:
-        """What evenly spread attention scores, averaged over the same examples."""
+        """What evenly spread attention scores, averaged over the same examples.
+
+        Raises:
+            KeyError: there is no such score; says which there are.
+        """
+        self.effects(name)
         there = [value for value in self.even[name] if not math.isnan(value)]
         return sum(there) / len(there) if there else math.nan
 
@@ -139,13 +150,19 @@ class HeadScores:
         n_heads = values.shape[1]
         return [Head(*divmod(i, n_heads)) for i in order if flat[i] > -math.inf]
 
-    def role(self, head: Head | tuple[int, int], at_least: float = ROLE_AT_LEAST) -> str:
+    def role(self, head: str | Head | tuple[int, int], at_least: float = ROLE_AT_LEAST) -> str:
         """The name of a head's highest score, or "" where that is less than `at_least`.
 
         It is about these tokens only. A head may do several things, and one that rests on the first
         token here may work elsewhere: see its other scores.
+
+        Raises:
+            IndexError, ValueError, TypeError: there is no such head, or it is written in another
+                way than `"3.1"`, a `Head` or a pair.
         """
-        return self.roles(at_least)[head[0] * self._shape[1] + head[1]]
+        n_layers, n_heads = self._shape
+        (one,) = checked_heads([head], n_layers, n_heads)
+        return self.roles(at_least)[one.layer * n_heads + one.head]
 
     def roles(self, at_least: float = ROLE_AT_LEAST) -> list[str]:
         """The `role` of every head, layer by layer."""
@@ -257,6 +274,7 @@ class HeadScores:
                 for name, values in self.per_example.items()
             },
             "roles": self.roles(),
+            "hooked": list(self.hooked),
             "ablation": None if ablation is None else ablation.to_dict(),
             "copying": None if copying is None else copying.to_dict(),
             "provenance": self.provenance.to_dict(),
@@ -276,7 +294,15 @@ class HeadScores:
         return views.figure(self, names)
 
     def page(self, top_k: int = 5) -> report.Page:
-        """The page that `to_html` writes, with the `top_k` highest heads of each score."""
+        """The page that `to_html` writes, with the `top_k` highest heads of each score.
+
+        Raises:
+            ValueError: top_k < 1. TypeError: it is no whole number.
+        """
+        if isinstance(top_k, bool) or not isinstance(top_k, int):
+            raise TypeError(f"top_k is a whole number, not {top_k!r}")
+        if top_k < 1:
+            raise ValueError(f"top_k={top_k} is out of range: expected at least 1")
         return heads_page.page(self, top_k)
 
     def to_html(
@@ -297,12 +323,17 @@ class HeadScores:
         """The same with the hash of the model's weights, and another call where one is given."""
         return replace(self, provenance=self.provenance.with_weights(model, call))
 
+    def _repr_html_(self) -> str:
+        return self.page().frame(900)
+
     def __repr__(self) -> str:
         n_layers, n_heads = self._shape
         lines = [
             f"HeadScores({self.provenance.model}, {n_layers} layers x {n_heads} heads; "
             f"{self.source})"
         ]
+        if self.hooked:
+            lines.append(f"  functions listened at {', '.join(self.hooked)}")
         for name, values in self.measures.items():
             best = ", ".join(f"{head} {float(values[head]):.3f}" for head in self.ranked(name)[:3])
             lines.append(f"  {name}: {best or NO_TARGET}")

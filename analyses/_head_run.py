@@ -59,12 +59,15 @@ def repeated_tokens(
 
     Raises:
         ValueError: no tokenizer, copies that are too long, or what `generate` refuses.
+        TypeError: n, length or seed is no whole number.
     """
     n, length = 10 if n is None else n, DEFAULT_LENGTH if length is None else length
+    for name, value in (("n", n), ("length", length), ("seed", seed)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} is a whole number, not {value!r}")
     if model.tokenizer is None:
         raise ValueError(
-            "random tokens are drawn from the tokenizer's ordinary ones, and this model has no "
-            "tokenizer: give token ids"
+            "this model has no tokenizer to draw random tokens from: from Python, give token ids"
         )
     most = (model.cfg.n_ctx - prepend_bos) // 2
     if length > most:

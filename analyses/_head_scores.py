@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -43,9 +44,12 @@ def checked_ids(tokens: Any) -> Int[Tensor, " pos"]:
         if isinstance(tokens, str) or not isinstance(tokens, Sequence):
             raise TypeError(
                 f"tokens are token ids, a tensor [pos], not {type(tokens).__name__}; of text, what "
-                "model.to_tokens gives"
+                "model.to_tokens gives, of a numpy array torch.from_numpy"
             )
-        tokens = torch.tensor(list(tokens))
+        if not all(isinstance(id, Integral) for id in tokens):
+            kinds = sorted({type(id).__name__ for id in tokens})
+            raise TypeError(f"token ids are whole numbers, not {' or '.join(kinds)}")
+        tokens = torch.tensor(list(tokens), dtype=torch.int64)
     if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
         raise TypeError(f"token ids are whole numbers, not {tokens.dtype}")
     if tokens.ndim == 2 and len(tokens) == 1:
@@ -73,17 +77,18 @@ def checked_pattern(
             tokens or the mask has, or numbers that no attention pattern has; see `pattern_score`.
     """
     if not isinstance(pattern, Tensor):
-        hint = (
-            ": stack its layers, torch.stack(attentions)[:, i] for prompt i"
-            if isinstance(pattern, tuple | list)
-            else ""
-        )
+        hint = ""
+        if isinstance(pattern, tuple | list):
+            hint = ": stack its layers, torch.stack(attentions)[:, i] for prompt i"
+        elif type(pattern).__module__ == "numpy":
+            hint = ": torch.from_numpy(pattern)"
         raise TypeError(
             f"pattern is a tensor [layer head query key], not {type(pattern).__name__}{hint}"
         )
     if not pattern.is_floating_point():
         raise TypeError(f"an attention pattern holds floating-point numbers, not {pattern.dtype}")
     _check_rank(pattern)
+    pattern = pattern.detach()
     n = pattern.shape[-1]
     if tokens is not None and len(tokens) != n:
         bos = "; was <|endoftext|> prepended to one of them only?" * (abs(len(tokens) - n) == 1)
@@ -164,12 +169,6 @@ def _check_layer(where: str, values: Tensor, real: Tensor, weighted: bool, causa
         )
     sums = rows.sum(-1, dtype=torch.float64 if rows.dtype == torch.float64 else torch.float32)
     most = float(sums.max())
-    if not weighted and most > 1 + _TOLERANCE:
-        raise ValueError(
-            f"{where}: the attention of a query sums to {most:.4g}, more than 1. Scores are no "
-            "pattern; of attention weighted by something, such as the size of values, say "
-            "weighted=True: each row is divided by its sum then"
-        )
     limit = _LEAK * max(most, 1.0)
     if causal:
         ahead = rows.masked_fill(
@@ -179,9 +178,15 @@ def _check_layer(where: str, values: Tensor, real: Tensor, weighted: bool, causa
             head, query, key = (ahead > limit).nonzero()[0].tolist()
             raise ValueError(
                 f"{where} head {head}: query {int(real[query])} attends to key {key}, which comes "
-                "after it. Is the pattern [key query]? Of a model without causal mask say "
-                "causal=False"
+                "after it. Is the pattern [key query]? Of padding give attention_mask, of a model "
+                "without causal mask say causal=False"
             )
+    if not weighted and most > 1 + _TOLERANCE:
+        raise ValueError(
+            f"{where}: the attention of a query sums to {most:.4g}, more than 1. Scores are no "
+            "pattern; of attention weighted by something, such as the size of values, say "
+            "weighted=True: each row is divided by its sum then"
+        )
     if len(real) < values.shape[-1]:
         outside = rows.clone()
         outside[..., real] = 0

@@ -1,8 +1,9 @@
 """What the command lines of all analyses share: options, prompts, the model, output, errors.
 
 An analysis' `main` takes its options from here and ends in `run(main, __spec__)`. Whatever goes
-wrong is one line on standard error and a non-zero status: 2 for a wrong call, 130 for Ctrl-C, 1 for
-the rest. Nothing here imports torch before it must, so `--help` and wrong options answer at once.
+wrong is one line on standard error and a non-zero status: 2 for an unknown option or a value of the
+wrong type, 130 for Ctrl-C, 1 for the rest. Nothing here imports torch before it must, so `--help`
+and wrong options answer at once.
 """
 
 import csv

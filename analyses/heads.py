@@ -156,8 +156,10 @@ def head_scores(
 ) -> HeadScores:
     """Score heads by their patterns on one prompt, wherever these come from.
 
-        output = transformers_model(ids, output_attentions=True)
-        head_scores(torch.stack(output.attentions)[:, 0], ids)
+        reference = AutoModelForCausalLM.from_pretrained("gpt2", attn_implementation="eager")
+        with torch.no_grad():
+            attentions = reference(ids, output_attentions=True).attentions
+        head_scores(torch.stack(attentions)[:, 0], ids[0])
 
     Args:
         pattern, attention_mask, weighted, causal: as in `pattern_score`.
@@ -295,6 +297,7 @@ def detect_heads(
             model, kind=ablation, n=n, length=length, seed=seed, prepend_bos=prepend_bos
         ),
         copying=copying_scores(model) if copying else None,
+        hooked=tuple(point.name for point in model.hook_dict.values() if point.fwd_hooks),
     )
 
 
@@ -316,7 +319,8 @@ def induction_ablation(
     Args:
         model: stays as it is.
         kind: what stands in place of the head's output: "zero", or "mean": what it gives on average
-            over sequences whose first copy is of other random tokens, where nothing is repeated.
+            over all tokens (`<|endoftext|>` included) of sequences whose first copy is of other
+            random tokens, where nothing is repeated.
         n, length, seed, prepend_bos: the sequences, as in `detect_heads`.
         layers: only these; None: all.
 
@@ -466,10 +470,15 @@ def _check_options(
     for name in chosen:
         if name not in SCORES:
             raise cli.CommandError(f"--scores: {unknown('score', name, SCORES)}")
+        if chosen.count(name) > 1:
+            raise cli.CommandError(f"--scores: {name} is asked for twice")
     if ablation is not None and ablation not in ABLATIONS:
         raise cli.CommandError(f"--ablation: {unknown('kind', ablation, ABLATIONS)}")
     there = [*chosen, *(["ablation"] if ablation else [])]
     there += ["copying", "negative_copying"] if copying else []
+    asks = {"ablation": "--ablation", "copying": "--copying", "negative_copying": "--copying"}
+    if grid in asks and grid not in there:
+        raise cli.CommandError(f"--grid {grid} needs {asks[grid]} too")
     if grid is not None and grid not in there:
         raise cli.CommandError(f"--grid: {unknown('score', grid, tuple(there))}")
     if top_k < 1:

@@ -56,7 +56,10 @@ class Prompts:
             ):
                 batch = model.tokenize(given, prepend_bos=prepend_bos)
             else:
-                raise TypeError("prompts are text, several texts, or token ids in a tensor.")
+                raise TypeError(
+                    "prompts are text, several texts, or token ids in a tensor, not "
+                    f"{type(given).__name__}."
+                )
             mask = batch.attention_mask.bool()
             strings = (
                 tuple(one for one, real in zip(row, own, strict=True) if real)

@@ -1,9 +1,11 @@
 """Pages: one HTML file per result, that opens from disk and shows where its numbers come from.
 
-A page carries all it needs and asks no network for anything: plotly's script is inlined once, and
-a content security policy that names the page's own scripts by their hash lets nothing else load or
-run. Whatever comes from outside (tokens, file names, prompts) is escaped, `</script>` and figure
-markup included. It follows the reader's light or dark theme.
+A page holds any mix of text, tokens, tables, plotly figures, views of circuitsvis, maps of heads
+and tables to download. It carries all it needs and asks no network for anything: each script is
+inlined once, and a content security policy that names the page's own scripts by their hash lets
+nothing else load or run. Whatever comes from outside (tokens, file names, prompts) is escaped,
+`</script>` and figure markup included. It follows the reader's light or dark theme, and shows
+itself in notebooks. More in docs/pages.md.
 """
 
 import json
@@ -15,6 +17,7 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analyses import cli
 from analyses._page.document import document
 from analyses._page.frame import frame
 from analyses._page.head_maps import BUDGET, HeadMaps, MapKind
@@ -38,6 +41,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
+    "BUDGET",
     "HeadMaps",
     "MapKind",
     "Page",
@@ -104,8 +108,10 @@ class Page:
         """What is added meanwhile is hidden until the reader unfolds it. No figures: they need to
         be seen to know how wide they are."""
         self._parts.append(f"<details><summary>{html_text(summary)}</summary>")
-        yield
-        self._parts.append("</details>")
+        try:
+            yield
+        finally:
+            self._parts.append("</details>")
 
     def tokens(self, tokens: Sequence[str | Shaded], prepended: bool) -> None:
         """Show the tokens of a prompt as they were used, with their positions on hovering.
@@ -114,10 +120,15 @@ class Page:
         from right to left, and a line ends between two of them.
 
         Args:
-            tokens: one per token; with a background where it is `Shaded`, whose note is added to
-                what is shown on hovering.
+            tokens: one per token, made visible by `cli.visible`; with a background where it is
+                `Shaded`, whose note is added to what is shown on hovering.
             prepended: whether the first one was put before the prompt, which is marked then.
+
+        Raises:
+            TypeError: one string instead of several.
         """
+        if isinstance(tokens, str):
+            raise TypeError(f"tokens are several strings, one per token, not the string {tokens!r}")
         spans = []
         for position, token in enumerate(tokens):
             cell = token if isinstance(token, Shaded) else Shaded(token, math.nan)
@@ -129,7 +140,7 @@ class Page:
             style = f' style="--shade:{percent}%"' if percent else ""
             spans.append(
                 f'<span class="{names}"{style} title="{html_text(note)}">'
-                f"{clipped(cell.text)[0]}</span>"
+                f"{clipped(cli.visible(cell.text) or '∅')[0]}</span>"
             )
         many = " many" if len(tokens) > _MANY_TOKENS else ""
         self._parts.append(f'<p class="tokens{many}">{"".join(spans)}</p>')
@@ -202,7 +213,7 @@ class Page:
             f'<script type="application/json" id="{name}">{script_json(spec)}</script>'
         )
         self._maps += 1
-        self._scripts |= {"plotly", "themes", "figures", "heads"}
+        self._scripts |= {"plotly", "themes", "figures", "save", "heads"}
         if side_by_side:
             self._scripts |= {"circuitsvis", "views"}
 
@@ -262,7 +273,7 @@ class Page:
         part, carried = download(name, frame, self._tables)
         self._parts.append(part)
         self._tables += 1
-        self._scripts |= {"data"} if carried else set()
+        self._scripts |= {"save", "data"} if carried else set()
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[str | Shaded]]) -> None:
         """Add a table."""
@@ -312,7 +323,7 @@ class Page:
             bare: only what was added, without title and lead.
         """
         body = self._parts if bare else [*self._top(), *self._parts]
-        return frame(document(self.title, body, self._scripts, framed=True), height)
+        return frame(document(self.title, body, self._scripts, framed=True), self.title, height)
 
     def _repr_html_(self) -> str:
         return self.frame()

@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from analyses import _head_names as names
 from analyses import attention as module
-from analyses import cli
+from analyses import cli, report
 from analyses._head_names import Head, checked_heads, checked_layers
 from analyses._views import attention as views
 from analyses._views import attention_figures as figures
@@ -392,6 +393,39 @@ def test_a_difference_of_two_models(model: HookedGPT2, result: AttentionPatterns
     assert "read by" not in result.difference(attention(model, TOKENS.flip(0))).page().html()
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_positions_may_be_of_numpy_and_torch(model: HookedGPT2) -> None:
+    found = attention(model, TOKENS, heads="2.1")
+    assert found.select(positions=np.int64(-1)).positions == (found.n_tokens - 1,)
+    assert found.select(positions=torch.tensor([1, 2])).positions == (1, 2)
+    for wrong in (slice(2), "12", [1.5]):
+        with pytest.raises(TypeError, match="positions are whole numbers"):
+            found.select(positions=wrong)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"top_k is a whole number, not 2\.5"):
+        found.links(2.5)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="other is AttentionPatterns, not int"):
+        found.difference(3)  # type: ignore[arg-type]
+
+
+def test_a_difference_of_two_models_says_so(model: HookedGPT2) -> None:
+    found = attention(model, TOKENS, heads="2.1")
+    other = HookedGPT2.from_config(model.cfg, seed=5, dtype=model.dtype)
+    both = found.hashed(model).difference(attention(other, TOKENS, heads="2.1").hashed(other))
+    page = both.page().html()
+    assert "<dt>second prompt" in page and report.weights_sha256(other) in page
+    assert repr(both).count("(read by ") == 2
+    assert "<dt>second prompt" not in found.difference(found).page().html()
+
+
+def test_several_prompts_share_the_room_of_a_page(model: HookedGPT2) -> None:
+    found = attention(model, TOKENS)
+    one, four = (attention_page.page([("", found)] * n).html() for n in (1, 4))
+    assert "To keep this page small" not in one + four
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "BUDGET", 4 * 6 * 21)
+        assert "To keep this page small" in attention_page.page([("", found)] * 4).html()
+
+
 def test_numbers_that_are_none(model: HookedGPT2) -> None:
     def spoil(pattern: Tensor, hook: Any) -> Tensor:
         pattern[0, 1, 4, 2] = math.nan
@@ -404,7 +438,7 @@ def test_numbers_that_are_none(model: HookedGPT2) -> None:
     assert found.to_dict()["heads"][0]["pattern"][4][2] is None
     assert math.isnan(found.plot("2.1").data[0].z[4][2])
     assert "2.1: " in repr(found)
-    with pytest.raises(ValueError, match="pattern holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"pattern of head 2\.1 is nan at query 4, key 2"):
         found.page()
 
 

@@ -139,12 +139,16 @@ def test_a_tiny_budget_still_shows_something() -> None:
         (maps_of(3, positions=[0, 1]), "2 positions for 3 tokens"),
         (maps_of(3, MapKind("p", torch.ones(3, 4, 4))), r"p has shape \(3, 4, 4\), expected .*3"),
         (maps_of(3, MapKind("p", torch.ones(1, 3, 3, 3)[0, 0])), r"p has shape \(3, 3\)"),
-        (maps_of(3, MapKind("p", torch.full((3, 3, 3), torch.nan))), "p holds NaN or infinity"),
+        (
+            maps_of(3, MapKind("p", torch.full((3, 3, 3), torch.nan))),
+            r"p of head 0\.0 is nan at query 0, key 0",
+        ),
+        (maps_of(3, token_columns={"": ["a"]}), "token_columns '' has 1 tokens, there are 3"),
         (maps_of(3, MapKind("p", torch.ones(3, 3, 3), limit=0.0)), "limit is 0.0"),
     ],
     ids=[
         "no heads", "no tokens", "no kinds", "head twice", "kind twice", "chosen", "query",
-        "positions", "tokens", "rank", "nan", "limit",
+        "positions", "tokens", "rank", "nan", "columns", "limit",
     ],
 )  # fmt: skip
 def test_errors(maps: HeadMaps, message: str) -> None:
@@ -156,7 +160,7 @@ def test_what_is_masked_is_not_read() -> None:
     scores = torch.randn(3, 4, 4).masked_fill(torch.ones(4, 4).triu(1) > 0, -torch.inf)
     spec = maps_of(4, MapKind("scores", scores, signed=True)).spec()
     assert np.isfinite(numbers(spec["kinds"][0]["values"])).all()
-    with pytest.raises(ValueError, match="scores holds NaN or infinity"):
+    with pytest.raises(ValueError, match=r"scores of head 0\.0 is -inf at query 0, key 1"):
         maps_of(4, MapKind("scores", scores, signed=True, causal=False)).spec()
 
 
@@ -175,11 +179,13 @@ def two_maps() -> Page:
     page.table(["head"], [[Shaded("the third", 0.5, opens="2.1")], [Shaded("plain", 0.5)]])
     kinds = [
         MapKind("pattern", PATTERN, "Rows sum to one.", limit=1.0),
-        MapKind("q·k", SCORES, "Before the mask.", signed=True, causal=False),
+        MapKind("q·k", SCORES, "Before the mask.", signed=True, causal=False, column="raw"),
     ]
     tokens = [f"·t{i}" for i in range(N)]
     notes = {(2, 1): "induction 0.9"}
-    page.head_maps(HeadMaps(HEADS, tokens, kinds, notes=notes), "first", side_by_side=True)
+    columns = {"": [f" t{i}" for i in range(N)], "other_": [f" u{i}" for i in range(N)]}
+    maps = HeadMaps(HEADS, tokens, kinds, notes=notes, token_columns=columns)
+    page.head_maps(maps, "first", side_by_side=True)
     page.head_maps(HeadMaps([(1, 1)], HOSTILE, [MapKind("pattern", PATTERN[:1])]), "second")
     return page
 
@@ -299,10 +305,12 @@ def test_csv_of_a_head(opened: _browser.Page) -> None:
     assert file.name == "head_0.1.csv"
     frame = pd.read_csv(io.BytesIO(file.data))
     assert list(frame) == [
-        "layer", "head", "query", "query_token", "key", "key_token", "pattern", "q·k",
+        "layer", "head", "query", "query_token", "other_query_token", "key", "key_token",
+        "other_key_token", "pattern", "raw",
     ]  # fmt: skip
+    assert list(frame["other_key_token"][:N]) == [f" u{i}" for i in range(N)]
     assert len(frame) == N * N and set(frame["layer"]) == {0} and set(frame["head"]) == {1}
-    square = frame.pivot(index="query", columns="key", values="q·k").to_numpy()
+    square = frame.pivot(index="query", columns="key", values="raw").to_numpy()
     np.testing.assert_array_equal(square.astype(np.float32), SCORES[1].float().numpy())
     assert frame.loc[frame["key"] > frame["query"], "pattern"].isna().all()
 
@@ -358,6 +366,11 @@ def test_heads_of_a_layer_side_by_side(opened: _browser.Page) -> None:
     opened.click(".head-maps .thumb[data-head='2.1']")
     opened.wait_for("document.querySelectorAll('.layer [data-head]').length == 1")
     assert opened.evaluate(names) == ["2.1"]
+    opened.click(".head-maps .thumb[data-head='0.1']")
+    opened.wait_for("document.querySelector('.layer').textContent.includes('0.1 Zoomed')")
+    opened.click(".head-maps .thumb[data-head='0.0']")
+    opened.wait_for("document.querySelector('.layer').textContent.includes('0.0 Zoomed')")
+    opened.click(".head-maps .thumb[data-head='2.1']")
     assert "Heads of layer 2 side by side: pattern" in opened.text()
 
 

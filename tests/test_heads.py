@@ -2,6 +2,7 @@
 
 import io
 import json
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -485,7 +486,9 @@ def test_tables(found):
     plain = json.loads(json.dumps(found.to_dict()))
     assert plain["scores"]["first_token"]["queries"] == [8, 5, 1]
     assert plain["ablation"] is None and plain["copying"] is None
-    with pytest.raises(KeyError, match=r"no score 'inductions'\. Did you mean 'induction'"):
+    with pytest.raises(
+        KeyError, match=r"no score 'inductions' of attention\. Did you mean 'induction'"
+    ):
         found["inductions"]
     with pytest.raises(KeyError, match="no score 'copying'"):
         found.top("copying")
@@ -517,7 +520,7 @@ def test_kept_patterns_stay_small(model, found, monkeypatch):
     for head, pattern in zip(few.patterns.heads, few.patterns.values, strict=True):
         expected = cache["pattern", head.layer][0, head.head].float()
         torch.testing.assert_close(pattern, expected)
-    assert "Only those with the highest scores" in few.page().html()
+    assert "heads, those with the highest scores" in few.page().html()
 
 
 # ------------------------------------------------------------------ the heads of mini
@@ -816,7 +819,7 @@ def test_detect_head_on_some_heads_texts_and_a_cache(mini):
             ValueError,
             "unknown error_measure 'mull'; did you mean 'mul'",
         ),
-        (dict(cache="other"), ValueError, r"the cache's pattern is \(4, 4\), this text has 10"),
+        (dict(cache="other"), ValueError, "the cache is of other tokens, .* this text has"),
         (dict(cache="other", seq=["a", "b"]), ValueError, "a cache is of one text"),
     ],
 )
@@ -860,7 +863,9 @@ def test_prompts_and_the_random_tokens_of_an_ablation(mini):
 
 
 def test_a_model_without_tokenizer_needs_ids(model):
-    with pytest.raises(ValueError, match="this model has no tokenizer: give token ids"):
+    with pytest.raises(
+        ValueError, match="no tokenizer to draw random tokens from: from Python, give token ids"
+    ):
         detect_heads(model)
 
 
@@ -919,7 +924,7 @@ def test_command_on_prompts(tmp_path, capsys):
     [
         (["--scores", "inductoin"], "--scores: unknown score 'inductoin'; did you mean 'induction"),
         (["--ablation", "resample"], "--ablation: unknown kind 'resample'"),
-        (["--grid", "copying"], "--grid: unknown score 'copying'"),
+        (["--grid", "copying"], "--grid copying needs --copying too"),
         (["--top-k", 0], "--top-k is 0: expected at least 1"),
         (["--length", 200, "--model", "mini"], "random tokens: length=200 makes 401 tokens"),
         (["no-such-file"], "there is no file no-such-file"),
@@ -937,3 +942,68 @@ def test_prompts_and_random_tokens_do_not_mix(tmp_path, capsys):
     assert "--n and --length are of random tokens; prompt files were given" in (
         capsys.readouterr().err
     )
+
+
+# ------------------------------------------------------------------ what fresh eyes found
+
+
+def test_a_role_is_asked_for_by_a_checked_name(mini: HookedGPT2) -> None:
+    found = detect_heads(mini, n=1, length=8)
+    assert found.role("3.3") == found.role((3, 3)) == found.role((-1, 3))
+    with pytest.raises(IndexError, match=r"head 0\.7 is out of range: a layer has 6 heads"):
+        found.role((0, 7))
+    with pytest.raises(KeyError, match="Did you mean 'induction'"):
+        found.even_score("inductoin")
+    with pytest.raises(ValueError, match="top_k=0 is out of range"):
+        found.page(0)
+
+
+def test_patterns_and_ids_from_elsewhere_say_what_to_do() -> None:
+    pattern = torch.eye(3)[None, None]
+    learnt = pattern.clone().requires_grad_()
+    assert pattern_score(learnt, current_token_target, [1, 2, 3]).tolist() == [[1.0]]
+    with pytest.raises(TypeError, match="token ids are whole numbers, not str"):
+        head_scores(pattern, ["a", "b", "c"])
+    with pytest.raises(ValueError, match=r"not of shape \(0,\)"):
+        head_scores(pattern, [])
+    upside_down = torch.rand(1, 1, 6, 6).triu() * 3
+    with pytest.raises(ValueError, match=r"Is the pattern \[key query\]"):
+        head_scores(upside_down, list(range(6)))
+
+
+def test_copying_of_nan_is_an_error(mini: HookedGPT2) -> None:
+    nothing = torch.full((2, mini.cfg.d_model), torch.nan)
+    with pytest.raises(ValueError, match=r"head 0\.0 writes logits that are not finite"):
+        copying_scores(mini, [1, 2], residual=nothing)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize("settings", [{"n": True}, {"n": 1.5}, {"seed": 0.5}], ids=str)
+def test_numbers_of_random_tokens_are_whole(mini: HookedGPT2, settings: Any) -> None:
+    with pytest.raises(TypeError, match="is a whole number, not"):
+        detect_heads(mini, **settings)
+
+
+def test_hooks_that_are_active_are_named(mini: HookedGPT2) -> None:
+    def nothing(pattern: torch.Tensor, hook: Any) -> None:
+        pass
+
+    with mini.hooks([("blocks.0.attn.hook_pattern", nothing)]):
+        found = detect_heads(mini, n=1, length=8)
+    note = "blocks.0.attn.hook_pattern"
+    assert found.hooked == (note,) and note in repr(found)
+    assert f"Functions listened at {note}" in found.page().html()
+    assert note not in repr(detect_heads(mini, n=1, length=8))
+
+
+def test_a_notebook_shows_the_page(mini: HookedGPT2) -> None:
+    shown = detect_heads(mini, n=1, length=8)._repr_html_()
+    assert shown.isascii() and "<iframe" in shown and "The highest heads of each score" in shown
+
+
+def test_a_cache_of_other_tokens_is_refused(mini: HookedGPT2) -> None:
+    _, cache = mini.run_with_cache("c d")
+    with pytest.raises(ValueError, match="the cache is of other tokens"):
+        detect_head(mini, "a b", "previous_token_head", cache=cache)
+    with pytest.raises(ValueError, match="2 tokens leave nothing"):
+        detect_head(mini, "a", "previous_token_head", exclude_bos=True, exclude_current_token=True)

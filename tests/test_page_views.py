@@ -61,7 +61,7 @@ def test_attention_stops_at_the_query() -> None:
     assert rows[2] == pytest.approx(patterns[1, 2].tolist(), rel=1e-5)
     assert view.props["attentionHeadNames"] == ["0.0", "0.1"]
     assert (view.props["minValue"], view.props["maxValue"]) == (-1, 1)
-    assert view.note == "White is 0, full blue 1."
+    assert view.note == "Uncoloured is 0, full blue 1."
 
 
 def test_which_patterns_are_causal() -> None:
@@ -80,12 +80,12 @@ def test_which_patterns_are_causal() -> None:
 @pytest.mark.parametrize(
     ("values", "limit", "expected", "note"),
     [
-        ([0.0, 0.5], None, 1.0, "White is 0, full blue 1."),
-        ([0.0, 3.0], None, 3.0, "White is 0, full blue 3."),
-        ([-4.0, 3.0], None, 4.0, "White is 0, full red 4 and above, full blue −4 and below."),
-        ([-4.0, -3.0], None, 4.0, "White is 0, full red 4 and above, full blue −4 and below."),
-        ([0.0, 0.0], None, 1.0, "White is 0, full blue 1."),  # at 0 no colour would be defined
-        ([0.0, 3.0], 2.0, 2.0, "White is 0, full blue 2 and above."),
+        ([0.0, 0.5], None, 1.0, "Uncoloured is 0, full blue 1."),
+        ([0.0, 3.0], None, 3.0, "Uncoloured is 0, full blue 3."),
+        ([-4.0, 3.0], None, 4.0, "Uncoloured is 0, full red 4 and above, full blue −4 and below."),
+        ([-4.0, -3.0], None, 4.0, "Uncoloured is 0, full red 4 and above, full blue −4 and below."),
+        ([0.0, 0.0], None, 1.0, "Uncoloured is 0, full blue 1."),  # at 0 no colour would be defined
+        ([0.0, 3.0], 2.0, 2.0, "Uncoloured is 0, full blue 2 and above."),
     ],
 )
 def test_limits_of_colours(
@@ -240,11 +240,11 @@ def test_hostile_tokens_stay_in_their_block() -> None:
     assert f"<li>tokens[6]: {'a' * 10_000}</li>" in source
 
 
-def test_many_cells_are_chosen_by_a_click() -> None:
+def test_many_cells_are_chosen_by_a_click(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(views, "MOST_CELLS_HOVER", 12)
     few, many = (
-        attention_heads(causal(12, n, n), ["x"] * n, [f"0.{h}" for h in range(12)])
-        for n in (20, 60)
-    )
+        attention_heads(causal(2, n, n), ["x"] * n, ["0.0", "0.1"]) for n in (3, 4)
+    )  # 12 and 20 cells
     assert not few.click_only
     assert many.click_only
     assert "choose a head by a click" in page_of(many).html()
@@ -406,21 +406,22 @@ def notebook(*shown: Any) -> str:
     return f'<!doctype html><meta charset="utf-8"><body>{cells}<p>last cell</p>'
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
-def test_notebooks_show_views_and_pages(browser: Browser, theme: Literal["light", "dark"]) -> None:
+def test_notebooks_show_views_and_pages(browser: Browser) -> None:
     page = Page("In a notebook")
+    for _ in range(9):
+        page.text("So that it is not as high as a frame is at first.")
     page.figure(go.Figure(go.Scatter(y=[1, 2])))
     frame = pd.DataFrame({"a": [1.5, 2.5], "b": ["x", "</script>"]})
     page.data("table", frame)
     view = colored_tokens(HOSTILE, torch.zeros(N))
-    with browser.open(notebook(view, page), theme=theme, height=2500) as opened:
+    with browser.open(notebook(view, page), theme="dark", height=2500) as opened:
         opened.wait_for("document.querySelectorAll('iframe').length === 2")
         assert "last cell" in opened.text()
         tokens, results = sorted(opened.frames, key=lambda one: "In a notebook" in one.text())
         tokens.wait_for("document.querySelectorAll('.colored-tokens > span').length > 1")
         assert "In a notebook" not in tokens.text()
         results.wait_for("document.querySelector('.scatterlayer')")
-        assert results.evaluate("document.documentElement.dataset.theme") == theme
+        assert results.evaluate("document.documentElement.dataset.theme") == "dark"
         # Frames are as high as what they show.
         for index, one in enumerate((tokens, results)):
             height = one.evaluate("Math.ceil(document.documentElement.offsetHeight)")

@@ -16,6 +16,7 @@ from analyses.attribution import attribution
 from analyses.attribution_patching import attribution_patching
 from analyses.causal_tracing import average, causal_tracing
 from analyses.edge_attribution import edge_attribution
+from analyses.heads import detect_heads
 from analyses.logit_lens import logit_lens
 from analyses.pairs import PromptPair
 from analyses.path_patching import path_patching
@@ -52,6 +53,9 @@ RESULTS: dict[str, Callable[[HookedGPT2], Any]] = {
     "causal tracing": traced,
     "causal tracing of several": lambda m: average([traced(m), traced(m, "So " + CLEAN)]),
     "edge attribution": lambda m: edge_attribution(m, pair(m)).with_exact(m, 3, progress=False),
+    "heads": lambda m: detect_heads(
+        m, [CLEAN, "short"], ablation="zero", n=1, length=4, copying=True
+    ),
     "logit lens": lambda m: logit_lens(m, [CLEAN, "short"], positions="all", targets=[" Mary"]),
     "path patching": lambda m: path_patching(m, pair(m), ["logits", "3.0.q"], progress=False),
 }

@@ -208,6 +208,28 @@ def test_tokens_may_have_backgrounds() -> None:
     assert spans[1]["title"] == "position 1: 'deep'\n3.2 nats"
 
 
+@pytest.mark.usefixtures("unchecked")
+def test_tables_and_tokens_are_checked() -> None:
+    page = Page("x")
+    with pytest.raises(ValueError, match=r"a cell for each of \['a'\]; this one is \['1', '2'\]"):
+        page.table(["a"], [["1", "2"]])
+    with pytest.raises(TypeError, match=r"under 'a' stands 1\.0, float"):
+        page.table(["a"], [[1.0]])  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="not the string 'abc'"):
+        page.tokens("abc", False)
+    page.tokens([" Mary", "", "\n"], False)
+    spans = [text for tag, text in Elements(page.html()).texts if tag == "span"]
+    assert spans == ["·Mary", "∅", "⏎"]
+
+
+def test_a_fold_ends_however_its_block_does() -> None:
+    page = Page("x")
+    with pytest.raises(KeyError), page.folded("y"):
+        raise KeyError
+    page.text("after")
+    assert "</details><p>after" in page.html().replace("\n", "")
+
+
 def test_script_json() -> None:
     value = {"a": HOSTILE, "b": [1.5, None, True]}
     assert not set("<>&") & set(script_json(value))
@@ -325,3 +347,21 @@ def test_tokens_stand_in_order_and_in_one_box_each(browser: Browser, tmp_path: P
     for (left, top, _), (next_left, next_top, _) in pairwise(places):
         assert next_top > top or (next_top == top and next_left > left)
     assert max(right for _, _, right in places) <= 500
+
+
+def test_what_got_in_could_neither_run_nor_load(browser: Browser) -> None:
+    # As if escaping had failed.
+    inside = (
+        "<p><script>document.title = 'stolen'</script><img src='http://example.com/x.png'>"
+        "<img src='data:,' onerror=\"document.title = 'stolen'\">"
+        "<iframe src='http://example.com/'></iframe></p>"
+    )
+    page = Page("Whole")
+    page._parts.append(inside)
+    with browser.open(page.html()) as opened:
+        assert opened.evaluate("document.title") == "Whole"
+        assert opened.evaluate("document.querySelectorAll('img').length") == 2
+        # The script, the handler, the picture and the frame.
+        refused = [line for line in opened.console if "Content Security Policy" in line]
+        assert len(refused) == 4
+        assert sum("http://example.com/" in line for line in refused) == 2

@@ -10,7 +10,7 @@ from analyses._page.text import script_json
 from analyses._page.theme import THEMES, variables
 
 # What parts of a page may need, in the order in which it stands there.
-SCRIPTS = ("plotly", "circuitsvis", "themes", "figures", "views", "heads", "data")
+SCRIPTS = ("plotly", "circuitsvis", "themes", "figures", "views", "save", "heads", "data")
 
 
 @cache

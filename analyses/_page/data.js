@@ -11,11 +11,7 @@ for (const button of document.querySelectorAll("button[data-table]")) {
     const bytes = Uint8Array.from(packed, letter => letter.charCodeAt(0));
     const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
     const table = new Blob([await new Response(stream).blob()], {type: "text/csv"});
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(table);
-    link.download = button.dataset.file;
-    link.click();
-    setTimeout(() => URL.revokeObjectURL(link.href), 60000);
+    handOver(table, button.dataset.file);
     said.textContent = `${button.dataset.file} was handed to the browser.`;
   });
 }

@@ -7,6 +7,8 @@ content security policy holds in the frame as it does in a file.
 import html
 import secrets
 
+from analyses._page.text import html_text
+
 _HIGHEST = 1200  # what is higher scrolls in its frame
 
 # A frame does not grow with what it shows, so the page tells its height. Only a message from this
@@ -21,18 +23,21 @@ _LISTEN = """(() => {{
 }})();"""
 
 
-def frame(page: str, height: int) -> str:
+def frame(page: str, title: str, height: int) -> str:
     """A page as part of a notebook.
 
     Args:
         page: its source, with the script `frame`.
+        title: what the frame is called for those who do not see it.
         height: of the frame in CSS pixels, where the notebook runs no scripts.
     """
     name = f"hooked-{secrets.token_hex(8)}"
+    # In ASCII: its scripts keep the hashes that the page knows, whatever the notebook is read as.
+    source = html.escape(page).encode("ascii", "xmlcharrefreplace").decode()
     listen = _LISTEN.format(name=name, highest=_HIGHEST)
     return (
-        f'<iframe id="{name}" sandbox="allow-scripts allow-downloads" title="page" '
-        f'srcdoc="{html.escape(page)}" style="display:block;width:100%;'
+        f'<iframe id="{name}" sandbox="allow-scripts allow-downloads" '
+        f'title="{html_text(title)}" srcdoc="{source}" style="display:block;width:100%;'
         f'height:{min(height, _HIGHEST)}px;border:0;border-radius:6px"></iframe>'
         f"<script>{listen}</script>"
     )

@@ -35,6 +35,7 @@ class MapKind:
         limit: the number that gets the full colour; None: the largest magnitude of each head.
         signed: numbers below zero get a colour of their own.
         causal: keys after the query have no number; what `values` holds there is not read.
+        column: its name in a table; None: `name`.
     """
 
     name: str
@@ -43,6 +44,7 @@ class MapKind:
     limit: float | None = None
     signed: bool = False
     causal: bool = True
+    column: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +56,8 @@ class HeadMaps:
         tokens: what to call each position, one line each.
         kinds: the numbers, the most important first: where not all fit, the last are left out.
         positions: the position of each token in its prompt; None: 0, 1, 2, ...
+        token_columns: for the CSV of a head, what the tokens are, by what stands before
+            `query_token` and `key_token` in the names of its columns; None: `tokens`.
         notes: a line to be shown with a head.
         chosen: the head that is open at first; None: the first one.
         query: the place among `tokens` that is chosen at first; None: the last one.
@@ -63,6 +67,7 @@ class HeadMaps:
     tokens: Sequence[str]
     kinds: Sequence[MapKind]
     positions: Sequence[int] | None = None
+    token_columns: Mapping[str, Sequence[str]] | None = None
     notes: Mapping[tuple[int, int], str] = field(default_factory=dict)
     chosen: tuple[int, int] | None = None
     query: int | None = None
@@ -75,9 +80,11 @@ class HeadMaps:
 
         Raises:
             ValueError: no heads, tokens or kinds; one of them twice; a head, query or limit that
-                there is not; values of another shape or not finite.
+                there is not; values of another shape or not finite; a budget below 1.
         """
         self._check()
+        if budget < 1:
+            raise ValueError(f"budget is {budget}, expected at least 1")
         n_heads, n = len(self.heads), len(self.tokens)
         positions = list(range(n)) if self.positions is None else list(self.positions)
         sizes = [n_heads * (n * (n + 1) // 2 if kind.causal else n * n) for kind in self.kinds]
@@ -89,6 +96,10 @@ class HeadMaps:
             "heads": [[layer, head] for layer, head in self.heads],
             "tokens": list(self.tokens),
             "positions": positions,
+            "tokenColumns": {
+                prefix: list(tokens)
+                for prefix, tokens in (self.token_columns or {"": self.tokens}).items()
+            },
             "notes": [self.notes.get((layer, head), "") for layer, head in self.heads],
             "chosen": [tuple(one) for one in self.heads].index(tuple(chosen)),
             "query": n - 1 if self.query is None else self.query,
@@ -110,6 +121,12 @@ class HeadMaps:
             raise ValueError(f"the chosen head {self.chosen} is none of {heads}")
         if self.positions is not None and len(self.positions) != len(self.tokens):
             raise ValueError(f"{len(self.positions)} positions for {len(self.tokens)} tokens")
+        for prefix, tokens in (self.token_columns or {}).items():
+            if len(tokens) != len(self.tokens):
+                raise ValueError(
+                    f"token_columns {prefix!r} has {len(tokens)} tokens, there are "
+                    f"{len(self.tokens)}"
+                )
         if self.query is not None and not 0 <= self.query < len(self.tokens):
             raise ValueError(f"query {self.query} is out of range: {len(self.tokens)} tokens")
         for kind in self.kinds:
@@ -130,7 +147,7 @@ class HeadMaps:
     def _packed(self, kind: MapKind, block: int) -> dict[str, Any]:
         import torch
 
-        values = kind.values() if callable(kind.values) else kind.values
+        values = torch.as_tensor(kind.values() if callable(kind.values) else kind.values)
         expected = (len(self.heads), len(self.tokens), len(self.tokens))
         if tuple(values.shape) != expected:
             raise ValueError(
@@ -141,10 +158,17 @@ class HeadMaps:
         if kind.causal:
             future = torch.ones(values.shape[1:], dtype=torch.bool).triu(1)
             values = values.masked_fill(future, 0.0)
-        if not bool(values.isfinite().all()):
-            raise ValueError(f"{kind.name} holds NaN or infinity")
+        finite = values.isfinite()
+        if not bool(finite.all()):
+            at, query, key = (~finite).nonzero()[0].tolist()
+            layer, head = self.heads[at]
+            raise ValueError(
+                f"{kind.name} of head {layer}.{head} is {float(values[at, query, key])} at query "
+                f"{query}, key {key}: no colour stands for that"
+            )
         packed: dict[str, Any] = {
             "name": kind.name,
+            "column": kind.column or kind.name,
             "explanation": kind.explanation,
             "limit": kind.limit,
             "signed": kind.signed,

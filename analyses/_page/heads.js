@@ -1,6 +1,6 @@
 // Maps of heads: see head_maps.py for what comes in. One `HeadMaps` for each section of a page.
 {
-const LINE_END = "\n", MOST_ROWS = 24, MOST_TICKS = 32, WIDTH = 560;
+const MOST_ROWS = 24, MOST_TICKS = 32, WIDTH = 560;
 
 const bytes = text => {
   const raw = atob(text), out = new Uint8Array(raw.length);
@@ -166,7 +166,9 @@ class HeadMaps {
     this.plot.setAttribute("role", "img");
     this.download = button("", "CSV of this head", () => this.save());
     this.download.hidden = this.block > 1;
-    large.append(this.title, this.note, this.plot, this.download);
+    // Titles of the axes would stand in the way of long tokens.
+    const axes = element("p", "note", "Rows are queries, columns the keys they look at.");
+    large.append(this.title, this.note, this.plot, axes, this.download);
     return large;
   }
 
@@ -219,7 +221,11 @@ class HeadMaps {
     const {kind} = this, chosen = this.heads[this.head][0];
     const title = `Heads of layer ${chosen} side by side: ${kind.name}`;
     this.layerTitle.textContent = title;
-    if (!this.layer.open || this.layerShown === title) return;
+    if (!this.layer.open) return;
+    if (this.layerShown === title) {
+      chooseHead(this.layerView, this.names[this.head]);
+      return;
+    }
     this.layerShown = title;
     const heads = [...this.heads.keys()].filter(head => this.heads[head][0] === chosen);
     const [hover, most] = this.mostCells, cells = heads.length * kind.perHead;
@@ -234,7 +240,7 @@ class HeadMaps {
       attentionHeadNames: heads.map(head => this.names[head]),
       attention: heads.map(head => Array.from({length: n}, (_, query) =>
         Array.from({length: kind.causal ? query + 1 : n}, (_, key) => kind.cell(head, query, key)))),
-    }, cells > hover);
+    }, cells > hover, this.names[this.head]);
   }
 
   drawSmall(canvas, head) {
@@ -289,8 +295,8 @@ class HeadMaps {
     const layout = {
       template: this.template, width: this.width(), height: this.width() - 30,
       margin: {l: 10, r: 0, t: 30, b: 10},
-      xaxis: {...axis, tickangle: -60, title: {text: "key (looked at)"}},
-      yaxis: {...axis, range: [side - 0.5, -0.5], scaleanchor: "x", title: {text: "query"}},
+      xaxis: {...axis, tickangle: -60},
+      yaxis: {...axis, range: [side - 0.5, -0.5], scaleanchor: "x"},
       shapes: this.row(),
     };
     const trace = {
@@ -366,22 +372,20 @@ class HeadMaps {
   }
 
   save() {
-    const [layer, head] = this.heads[this.head];
+    const [layer, head] = this.heads[this.head], tokens = Object.entries(this.tokenColumns);
     const quoted = text => `"${text.replaceAll('"', '""')}"`;
-    const columns = ["layer", "head", "query", "query_token", "key", "key_token",
-      ...this.kinds.map(kind => kind.name)];
+    const side = axis => [axis, ...tokens.map(([prefix]) => `${prefix}${axis}_token`)];
+    const place = at => [this.positions[at], ...tokens.map(([, texts]) => quoted(texts[at]))];
+    const columns = ["layer", "head", ...side("query"), ...side("key"),
+      ...this.kinds.map(kind => kind.column)];
     const lines = [columns.map(quoted).join(",")];
-    this.tokens.forEach((queryToken, query) => this.tokens.forEach((keyToken, key) => {
+    for (const query of this.tokens.keys()) for (const key of this.tokens.keys()) {
       const numbers = this.kinds.map(kind => kind.cell(this.head, query, key));
-      if (numbers.every(Number.isNaN)) return;
-      lines.push([layer, head, this.positions[query], quoted(queryToken), this.positions[key],
-        quoted(keyToken), ...numbers.map(n => Number.isNaN(n) ? "" : n)].join(","));
-    }));
-    const link = document.createElement("a");
-    link.href = URL.createObjectURL(new Blob([lines.join(LINE_END), LINE_END], {type: "text/csv"}));
-    link.download = `head_${layer}.${head}.csv`;
-    link.click();
-    URL.revokeObjectURL(link.href);
+      if (numbers.every(Number.isNaN)) continue;
+      lines.push([layer, head, ...place(query), ...place(key),
+        ...numbers.map(n => Number.isNaN(n) ? "" : n)].join(","));
+    }
+    handOver(new Blob([lines.join("\n"), "\n"], {type: "text/csv"}), `head_${layer}.${head}.csv`);
   }
 }
 

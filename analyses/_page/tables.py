@@ -38,13 +38,33 @@ class Shaded(NamedTuple):
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str | Shaded]]) -> str:
-    """A table as HTML."""
+    """A table as HTML.
+
+    Raises:
+        ValueError: a row with more or fewer cells than there are headers. TypeError: a cell that is
+            no string.
+    """
+    rows = [_checked_row(headers, row) for row in rows]
     head = "".join(f'<th scope="col">{clipped(header)[0]}</th>' for header in headers)
     body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in rows)
     return (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead>'
         f"<tbody>{body}</tbody></table></div>"
     )
+
+
+def _checked_row(headers: Sequence[str], row: Sequence[str | Shaded]) -> Sequence[str | Shaded]:
+    if isinstance(row, str) or len(row) != len(headers):
+        raise ValueError(
+            f"a row of a table has a cell for each of {list(headers)!r}; this one is {row!r}"
+        )
+    for header, cell in zip(headers, row, strict=True):
+        if not isinstance(cell, str | Shaded):
+            raise TypeError(
+                f"a cell is a string or Shaded; under {header!r} stands {cell!r}, "
+                f"{type(cell).__name__}"
+            )
+    return row
 
 
 def _cell(cell: str | Shaded) -> str:
@@ -66,7 +86,9 @@ def shading(cell: Shaded) -> tuple[str, int]:
     shade = 0.0 if math.isnan(cell.shade) else min(max(cell.shade, 0.0), 1.0)
     # Red and blue stay pale enough for the ink of the page.
     percent = round((65 if cell.sign else 100) * shade)
-    return {1: "above", -1: "below"}.get(cell.sign, "strong" if percent >= 50 else ""), percent
+    # Where neither ink can be read well, pure black and white still can (at least 4.6 to 1).
+    ink = "strong" if percent >= 69 else "mid" if percent >= 35 else ""
+    return {1: "above", -1: "below"}.get(cell.sign, ink), percent
 
 
 def download(name: str, frame: "pd.DataFrame", number: int) -> tuple[str, bool]:
@@ -105,7 +127,8 @@ def _left_out(name: str, why: str) -> str:
 def file_name(name: str) -> str:
     """`name` with nothing in it that a file system could object to."""
     safe = "".join(c if c.isalnum() or c in " -_.+," else "_" for c in name)
-    return safe.strip(" .")[:_LONGEST_NAME].strip(" .") or "table"
+    # What tells the tables of a page apart comes last, after the name of a file.
+    return safe.strip(" .")[-_LONGEST_NAME:].strip(" .") or "table"
 
 
 def size_text(n_bytes: int) -> str:

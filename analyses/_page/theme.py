@@ -63,15 +63,15 @@ def template(theme: str = "light") -> dict[str, Any]:
 def variables() -> str:
     """The colours as variables of a style sheet, in the reader's theme or the one chosen."""
 
-    def of(c: Mapping[str, Any], accent: str, strong: str) -> str:
+    def of(c: Mapping[str, Any], accent: str, fill: str, mid: str, strong: str) -> str:
         return (
             f"--ink:{c['ink']};--paper:{c['paper']};--line:{c['grid']};"
-            f"--font:{_FONT};--accent:{accent};--strong:{strong};"
+            f"--fill:{fill};--mid:{mid};--font:{_FONT};--accent:{accent};--strong:{strong};"
             f"--above:{c['diverging'][3]};--below:{c['diverging'][1]};"
         )
 
-    light = of(_LIGHT, "#2f78bb", "#ffffff")
-    dark = of(_DARK, "#58a9e0", "#0b0e13")
+    light = of(_LIGHT, "#2f78bb", "#0b3a78", "#000000", "#ffffff")
+    dark = of(_DARK, "#58a9e0", "#58a9e0", "#ffffff", "#000000")
     return (
         f":root{{color-scheme:light;{light}}}"
         f"@media (prefers-color-scheme:dark){{:root{{color-scheme:dark;{dark}}}}}"

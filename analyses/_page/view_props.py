@@ -11,6 +11,7 @@ from analyses._page.text import rounded
 # How long tokens may be, in columns of a terminal: in running text, and elsewhere (at the axes of
 # charts, in tables); and names.
 _TEXT_WIDTH, _WIDTH, _NAME_WIDTH = 100, 20, 40
+_HEAD_WIDTH = 10  # stands on a small map
 _RUNNING_TEXT = {"ColoredTokens", "ColoredTokensMulti", "TextNeuronActivations", "TopkSamples"}
 
 # The axes of every prop, and what it holds. Equal axes are equal lengths, except that one with a *
@@ -218,7 +219,8 @@ class Props:
     def _text(self, text: str, where: str, kind: str) -> str:
         """Text as circuitsvis can be given it."""
         whole = cli.visible(text) or "∅"
-        shown = cli.shorten(whole, self._width if kind == "token" else _NAME_WIDTH)
+        name_width = _HEAD_WIDTH if self.component == "AttentionHeads" else _NAME_WIDTH
+        shown = cli.shorten(whole, self._width if kind == "token" else name_width)
         if shown != whole:
             self._shortened.append((where.removeprefix(f"{self.component}: "), whole))
         if any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in shown):

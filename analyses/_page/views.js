@@ -30,8 +30,10 @@ const finish = {
       bound.ariaLabel = bound.previousElementSibling.textContent;
   },
 };
+const chooseHead = (view, name) =>
+  [...view.querySelectorAll("[data-head]")].find(head => head.dataset.head === name)?.click();
 // Draws a component into `container`, in place of what is there.
-const mountView = (container, component, props, clickOnly = false) => {
+const mountView = (container, component, props, clickOnly = false, head = "") => {
   const view = document.createElement("div");
   view.id = `circuitsvis-${++mountView.count}`;
   view.className = `view ${component}`;
@@ -40,6 +42,7 @@ const mountView = (container, component, props, clickOnly = false) => {
     drawn.disconnect();
     container.style.minHeight = "";
     finish[component]?.(view, clickOnly);
+    if (head) chooseHead(view, head);
   });
   drawn.observe(view, {childList: true});
   CircuitsVis.render(view.id, CircuitsVis[component], props);

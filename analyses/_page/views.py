@@ -228,7 +228,7 @@ def colored_tokens_multi(
     return View(
         "ColoredTokensMulti",
         props.done(positiveBounds=bounds, negativeBounds=[-bound for bound in bounds]),
-        "White is 0, full blue the positive bound, full red the negative one.",
+        "Uncoloured is 0, full blue the positive bound, full red the negative one.",
         props.shortened,
         _text_height(props.props["tokens"]) + 80 + 20 * len(labels),
     )
@@ -283,5 +283,5 @@ def _colours(props: Props, values: "Tensor", limit: float | None) -> str:
     signed = least < 0
     props.set(minValue=-limit, maxValue=limit, **view_colours(signed))
     if signed:
-        return f"White is 0, full red {limit:.4g} and above, full blue −{limit:.4g} and below."
-    return f"White is 0, full blue {limit:.4g}{' and above' if most > limit else ''}."
+        return f"Uncoloured is 0, full red {limit:.4g} and above, full blue −{limit:.4g} and below."
+    return f"Uncoloured is 0, full blue {limit:.4g}{' and above' if most > limit else ''}."

@@ -5,6 +5,7 @@ Figures are in `attention_figures`, the page in `attention_page`.
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses import cli
@@ -57,6 +58,19 @@ def prompts(result: "AttentionMaps") -> "list[tuple[str, AttentionPatterns]]":
 
 def _read_by(prompt: "AttentionPatterns") -> str:
     return f"{prompt.provenance.model} in {prompt.provenance.dtype}"
+
+
+def second_reader(result: "AttentionMaps") -> str | None:
+    """The model that read the second prompt of a difference, where it may be another one."""
+    from analyses._attention_result import AttentionDifference
+
+    if not isinstance(result, AttentionDifference):
+        return None
+    first, second = result.first.provenance, result.second.provenance
+    if replace(first, call="") == replace(second, call=""):
+        return None
+    weights = second.weights_sha256 or "not hashed"
+    return f"{_read_by(result.second)} on {second.device}, weights {weights}; {second.call}"
 
 
 def token_labels(result: "AttentionMaps", width: int | None = None) -> list[str]:
@@ -113,7 +127,8 @@ def difference_repr(result: "AttentionDifference") -> str:
     lines = [f"{first}{_tokens_line(result)}; first minus second)"]
     for what, one in (("first", result.first), ("second", result.second)):
         text = cli.shorten("".join(map(cli.visible, one.str_tokens)), 100)
-        lines.append(f"  {what:6} {text}")
+        by = "" if second_reader(result) is None else f" (read by {_read_by(one)})"
+        lines.append(f"  {what:6} {text}{by}")
     return "\n".join([*lines, *_best_lines(result)])
 
 
@@ -180,7 +195,11 @@ def show(
         console.print(f"of these, positions {', '.join(map(str, result.positions))}", style="dim")
     console.print()
     console.print(links_note(result, matrix, skip_first=skip_first))
-    cli.print_table(console, *_links_columns(result, top_k, matrix, skip_first), "ranks")
+    labels, columns = _links_columns(result, top_k, matrix, skip_first)
+    if columns:
+        cli.print_table(console, labels, columns, "ranks")
+    else:
+        console.print("no link but to the first token")
     if len(result.heads) == 1:
         _show_map(result, console, matrix)
     cli.print_scale(

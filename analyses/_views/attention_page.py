@@ -55,11 +55,13 @@ def page(
         _add_prompts(page, result)
         shown, query = _worth_seeing(result)
         kinds = sorted(_MAPS, key=lambda name: name != matrix)  # the one asked for first
-        page.head_maps(_maps(result, kinds, shown, query), side_by_side=True)
+        maps = _maps(result, kinds, shown, query)
+        page.head_maps(maps, side_by_side=True, budget=report.BUDGET // len(results))
         _add_steps(page, result, shown, query)
         _add_links(page, result, matrix, top_k, skip_first)
         _add_data(page, result, name, skip_first)
-    page.provenance(first.provenance)
+    second = views.second_reader(first)
+    page.provenance(first.provenance, **({} if second is None else {"second_prompt": second}))
     return page
 
 
@@ -122,6 +124,7 @@ def _maps(
                 limit=limit,
                 signed=kind.signed or result.signed,
                 causal=kind.causal,
+                column=name,
             )
         )
     notes = {
@@ -134,6 +137,10 @@ def _maps(
         tokens=views.token_labels(result),
         kinds=kinds,
         positions=result.positions,
+        token_columns={
+            prefix: [tokens[position] for position in result.positions]
+            for prefix, tokens in result.token_columns().items()
+        },
         notes=notes,
         chosen=(shown.layer, shown.head),
         query=result.slot(query),
@@ -168,9 +175,16 @@ def _add_steps(page: report.Page, result: "Result", head: "Head", query: int) ->
         f"the scale of the head, {scale:.4g}; -∞ (masked) where the key is after the query; e to "
         "the power of the difference to the largest of the row (exp); its share of the sum of all "
         "exp (softmax). What a share moves is as long as the key's value vector v, and in the "
-        f"residual stream as long as v W_O. {_worked_out(steps, scale)} {note}"
+        f"residual stream as long as v W_O. {_worked_out(steps, scale)} {note} "
+        "Of another head or query: result.steps(head, query)."
     )
-    altered = bool(((steps["pattern"] - steps["softmax"]).abs() > 1e-3).any())
+    # What would show in four digits.
+    altered = bool(((steps["pattern"] - steps["softmax"]).abs() > 5e-5).any())
+    if result.run_scores is not None:
+        page.text(
+            "The masked scores are the run's own: a function listened at them, or the run computed "
+            "in low precision, so they may differ from the products times the scale."
+        )
     headers = ["key", "q·k", f"× {scale:.4g}", "masked", "exp", "softmax"]
     if altered:
         headers.append("pattern used")

@@ -29,7 +29,7 @@ REPEATS = ("duplicate_token", "induction")
 # A head is called after its highest score where that is at least so much of its attention.
 ROLE_AT_LEAST = 0.4
 
-_PAGE_WIDTH = 1340
+_PAGE_WIDTH = 1190  # what a laptop shows of a page
 _BETWEEN, _BETWEEN_ROWS = 30, 104  # heat maps, with what stands beside and under them
 _MARGINS = 170  # to the left and right of them, with the colour bar
 _LEAST_BAR = 110  # a colour bar needs so many pixels for its title
@@ -234,7 +234,7 @@ def lost(found: "HeadScores") -> str:
     if ablation is None:
         return ""
     base, n = float(ablation.effects.base.mean()), ablation.effects.n_examples
-    how = "zero" if ablation.kind == "zero" else f"its mean over {ablation.reference}"
+    how = "zero" if ablation.kind == "zero" else f"its mean over tokens of {ablation.reference}"
     return (
         f"The loss on the second copy is {base:.3f} nats per token, on average over {n} "
         f"sequence{'s'[: n != 1]}. Without a head: its output is replaced by {how}."
@@ -259,6 +259,15 @@ def copied(found: "HeadScores") -> str:
     )
 
 
+def kept_note(found: "HeadScores") -> str:
+    """That the attention of some heads only was kept, where that is so."""
+    n_heads = found[found.names[0]].numel()
+    kept = 0 if found.patterns is None else len(found.patterns.heads)
+    if not 0 < kept < n_heads:
+        return ""
+    return f" It was kept of {kept} of {n_heads} heads, those with the highest scores."
+
+
 # ------------------------------------------------------------------ the terminal
 
 
@@ -271,6 +280,8 @@ def show(found: "HeadScores", console: "Console", top_k: int, grid: str | None =
     attribution_views.show_prompts(console, shown, found.prepend_bos)
     if more:
         console.print(more, style="dim")
+    if found.hooked:
+        console.print(f"functions listened at {', '.join(found.hooked)}")
     console.print()
     console.print(f"The {top_k} highest heads of each score")
     table = ranks(found, top_k)

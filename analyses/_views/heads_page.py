@@ -31,12 +31,14 @@ def page(found: "HeadScores", top_k: int) -> report.Page:
 def add(page: report.Page, found: "HeadScores", top_k: int) -> None:
     """Put scores on a page."""
     page.heading(found.source)
-    shown, more = views.shown_prompts(found)
-    attribution_views.add_prompts(page, shown, found.prepend_bos)
-    if more:
-        page.text(more)
+    attribution_views.add_prompts(page, found.str_tokens, found.prepend_bos)
+    if found.hooked:
+        page.text(
+            f"Functions listened at {', '.join(found.hooked)}: all numbers are of runs with them."
+        )
     opens = _opens(found)
-    hint = " Click a cell to see the head's attention below." if opens else ""
+    kept = views.kept_note(found)
+    hint = f" Click a cell to see the head's attention below.{kept}" if opens else ""
     page.figure(
         found.plot(),
         f"Scores of every head, the mean over examples. {_HOVER}{hint}",
@@ -126,7 +128,7 @@ def _add_patterns(page: report.Page, found: "HeadScores") -> None:
     ranked = [found.ranked(name) for name in ("induction", *found.names) if name in found.names]
     best = next(heads[0] for heads in ranked if heads)
     page.heading("Attention")
-    few = "" if len(kept.heads) == len(roles) else " Only those with the highest scores."
+    few = views.kept_note(found)
     many = f" of prompt {kept.example}" if len(found.str_tokens) > 1 else ""
     page.head_maps(
         report.HeadMaps(

@@ -190,7 +190,8 @@ def page(lenses: Sequence[tuple[str, "LogitLens"]]) -> report.Page:
     )
     for name, lens in lenses:
         for batch, ids in enumerate(lens.tokens):
-            page.heading((name or "Prompt") + (f", {batch}" if len(lens.tokens) > 1 else ""))
+            which = f"{', ' if name else ' '}{batch}" if len(lens.tokens) > 1 else ""
+            page.heading((name or "Prompt") + which)
             page.tokens([_token(lens, id) for id in ids], lens.prepend_bos is True)
             page.text(f"{len(ids)} tokens, {bos_note(lens.prepend_bos)}.")
             _show_on(page, lens, batch)

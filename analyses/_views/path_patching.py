@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from analyses import cli, report
 from analyses._views import effects as effects_views
-from analyses._views.sources import add_rest
+from analyses._views.pairs import add_prompts, bos_note
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 FORMS = "9.9.q (head 9.9's queries; k, v), resid_post.11 (resid_pre, resid_mid, mlp_in), or logits"
 
 _NAMES = {"head": "Heads", "mlp": "MLPs", "embed": "Token embedding"}
-_MOST_EXAMPLES = 3  # pages show no more prompts than this
 
 
 def shown(result: "PathPatching") -> "Mapping[str, Effects]":
@@ -97,19 +96,7 @@ def page(result: "PathPatching", top_k: int = 10) -> report.Page:
         f"Path patching to {', '.join(map(str, result.receivers))}: {result.provenance.model}",
         _explained(result),
     )
-    pair = result.pair
-    page.heading("Prompts")
-    n = min(len(pair), _MOST_EXAMPLES)
-    some = f"The first {n} of {len(pair)} examples, clean" if len(pair) > n else "Clean"
-    page.text(f"{pair.source}; {_bos_note(result)}. {some}, then corrupted:")
-
-    def add(example: int) -> None:
-        for tokens in (pair.str_tokens[example], pair.corrupted_str_tokens[example]):
-            page.tokens([cli.visible(token) for token in tokens], pair.prepend_bos is True)
-
-    for example in range(n):
-        add(example)
-    add_rest(page, n, len(pair), "examples", add)
+    add_prompts(page, result.pair)
     page.heading("Strongest senders")
     rows = _strongest(result, top_k)
     headers, texts = _cells(result, rows)
@@ -135,18 +122,14 @@ def page(result: "PathPatching", top_k: int = 10) -> report.Page:
     return page
 
 
-def _bos_note(result: "PathPatching") -> str:
-    if result.pair.prepend_bos is None:
-        return "given as token ids"
-    return f"<|endoftext|> {'' if result.pair.prepend_bos else 'not '}prepended"
-
-
 # ------------------------------------------------------------------ the terminal
 
 
 def show(result: "PathPatching", console: "Console", top_k: int) -> None:
     """Print the strongest senders, and of heads a grid."""
-    console.print(f"{result.pair.source}; {_bos_note(result)}", soft_wrap=True)
+    console.print(
+        "; ".join(filter(None, (result.pair.source, bos_note(result.pair)))), soft_wrap=True
+    )
     console.print(_explained(result))
     console.print()
     rows = _strongest(result, top_k)
