@@ -13,6 +13,7 @@ command line), and works from Python as from a shell:
 | `analyses.logit_lens` | what would the model predict if it stopped after this layer? |
 | `analyses.attention` | where does every head look? |
 | `analyses.heads` | what kind of head is it? |
+| `analyses.next_token` | what comes next, and how surprised was the model? |
 | `analyses.activation_patching` | which activation, put into the other run, carries the answer? |
 | `analyses.ablation` | what is lost without a head, a layer, a neuron? |
 | `analyses.attribution` | which part of the model wrote the answer? |

@@ -18,6 +18,7 @@ from analyses.causal_tracing import average, causal_tracing
 from analyses.edge_attribution import edge_attribution
 from analyses.heads import detect_heads
 from analyses.logit_lens import logit_lens
+from analyses.next_token import branches, next_token, surprisal
 from analyses.pairs import PromptPair
 from analyses.path_patching import path_patching
 from interp import HookedGPT2
@@ -57,6 +58,9 @@ RESULTS: dict[str, Callable[[HookedGPT2], Any]] = {
         m, [CLEAN, "short"], ablation="zero", n=1, length=4, copying=True
     ),
     "logit lens": lambda m: logit_lens(m, [CLEAN, "short"], positions="all", targets=[" Mary"]),
+    "next token": lambda m: next_token(m, [CLEAN, "short"], continuations=[" Mary"]),
+    "branches": lambda m: branches(m, CLEAN),
+    "surprisal": lambda m: surprisal(m, CLEAN),
     "path patching": lambda m: path_patching(m, pair(m), ["logits", "3.0.q"], progress=False),
 }
 
