@@ -184,8 +184,9 @@ def _check_layer(where: str, values: Tensor, real: Tensor, weighted: bool, causa
     if not weighted and most > 1 + _TOLERANCE:
         raise ValueError(
             f"{where}: the attention of a query sums to {most:.4g}, more than 1. Scores are no "
-            "pattern; of attention weighted by something, such as the size of values, say "
-            "weighted=True: each row is divided by its sum then"
+            "pattern, nor is what dropout leaves of one (model.eval()); of attention weighted by "
+            "something, such as the size of values, say weighted=True: each row is divided by its "
+            "sum then"
         )
     if len(real) < values.shape[-1]:
         outside = rows.clone()

@@ -159,6 +159,7 @@ class Page:
             opens: for each cell of its heat maps a head such as "3.1", which a click on the cell
                 opens in the next maps of heads.
         """
+        _expect(figure, "to_plotly_json", "a figure is plotly's")
         spec = json.loads(str(figure.to_json(engine="json")))
         spec["layout"].pop("template", None)
         layout = spec["layout"]
@@ -219,6 +220,7 @@ class Page:
 
     def view(self, view: View, caption: str = "") -> None:
         """Add a view of circuitsvis. The functions that make one are in this module."""
+        _expect(view, "component", "a view is what attention_heads and its like give")
         self._parts.append(view.part(f"view-{self._views}", caption))
         self._views += 1
         self._scripts |= {"circuitsvis", "views"}
@@ -269,14 +271,23 @@ class Page:
 
         The page carries it compressed. Of a table that is too large for that (more than
         `MOST_ROWS` rows, or `MOST_BYTES` compressed) it says so.
+
+        Raises:
+            TypeError: no DataFrame.
         """
+        _expect(frame, "to_csv", "a table is a pandas DataFrame")
         part, carried = download(name, frame, self._tables)
         self._parts.append(part)
         self._tables += 1
         self._scripts |= {"save", "data"} if carried else set()
 
     def table(self, headers: Sequence[str], rows: Iterable[Sequence[str | Shaded]]) -> None:
-        """Add a table."""
+        """Add a table of strings, some of them `Shaded`.
+
+        Raises:
+            ValueError: a row with more or fewer cells than there are headers. TypeError: a cell
+                that is no string.
+        """
         self._parts.append(table(headers, rows))
 
     def provenance(self, provenance: Provenance, **more: str) -> None:
@@ -327,3 +338,8 @@ class Page:
 
     def _repr_html_(self) -> str:
         return self.frame()
+
+
+def _expect(value: object, attribute: str, expected: str) -> None:
+    if not hasattr(value, attribute):
+        raise TypeError(f"{expected}, not {type(value).__name__}")

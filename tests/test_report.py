@@ -217,6 +217,11 @@ def test_tables_and_tokens_are_checked() -> None:
         page.table(["a"], [[1.0]])  # type: ignore[list-item]
     with pytest.raises(TypeError, match="not the string 'abc'"):
         page.tokens("abc", False)
+    for add, what in ((page.figure, "a figure is"), (page.view, "a view is")):
+        with pytest.raises(TypeError, match=f"{what} .*, not str"):
+            add("x")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="a table is a pandas DataFrame, not dict"):
+        page.data("x", {"a": [1]})  # type: ignore[arg-type]
     page.tokens([" Mary", "", "\n"], False)
     spans = [text for tag, text in Elements(page.html()).texts if tag == "span"]
     assert spans == ["·Mary", "∅", "⏎"]
