@@ -36,6 +36,7 @@ class _Now:
         examples: per row, the number of its prompt.
         step: the new token that is predicted from the last column.
         shown: the columns that the hook being called gets.
+        running: False between passes.
     """
 
     start: int
@@ -44,6 +45,7 @@ class _Now:
     examples: Sequence[int]
     step: int
     shown: tuple[int, int]
+    running: bool = False
 
 
 class PassPoint(HookPoint):
@@ -73,7 +75,7 @@ class PassPoint(HookPoint):
         return torch.from_numpy(every[:, first:end])
 
     def _during(self) -> _Now:
-        if self._now is None:
+        if self._now is None or not self._now.running:
             raise RuntimeError(f"{self.name!r} has positions only while a pass is running.")
         return self._now
 
@@ -185,6 +187,7 @@ class Timeline:
                 f"While generating, positions are those of the prompt"
                 f"{'' if in_prompt else ' and of the new tokens that are read'}, "
                 f"{self._prompt_end if in_prompt else self._n_columns} columns with padding."
+                + ("" if in_prompt else " An edit of the prompt alone says when=PromptTokens().")
             )
             raise
         start, stop = columns
@@ -216,6 +219,7 @@ class Timeline:
         now = self._now
         now.start, now.end, now.real = start, real.shape[1], real
         now.examples, now.step, now.shown = examples, step, (start, real.shape[1])
+        now.running = True
         active = tuple(
             i for i, one in enumerate(self._listening) if one.applies(now.start, now.end)
         )
@@ -227,6 +231,10 @@ class Timeline:
                 table.collect(*self._collected)
             self._tables[active] = table
         return self._tables[active]
+
+    def ended(self) -> None:
+        """The pass is over."""
+        self._now.running = False
 
     @property
     def listens(self) -> bool:

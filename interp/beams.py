@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from interp.generation import Generation, StopReason
-from interp.loop import assembled, refuse_nan
+from interp.loop import assembled, refuse_not_finite
 from interp.plan import Plan
 from interp.text_stream import StopStrings, TextStream
 
@@ -101,7 +101,7 @@ def beam_search(plan: Plan) -> Generation:
     ends = _Ends(plan)
     for step in range(n_steps):
         own = logits.log_softmax(-1, dtype=exact.dtype)
-        refuse_nan(own.amax(1).tolist(), step)
+        refuse_not_finite(own.amax(1).tolist(), step)
         candidates, parent = _candidates(plan, running, own, counts, step)
         hits = ends.of(candidates, step)
         ended = _with_ended(plan, ended, candidates, hits, open_, step)

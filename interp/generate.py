@@ -25,6 +25,9 @@ _RETURN_TYPES = {"input": "input", "text": "text", "str": "text", "tokens": "tok
 _RETURN_TYPES |= {"tensor": "tokens", "result": "result"}
 _ELSEWHERE = {
     "padding_side": "prompts of unequal length are always padded on the left here",
+    "input_ids": "it is input",
+    "inputs": "it is input",
+    "max_tokens": "it is max_new_tokens",
     "max_length": "it is max_new_tokens, which leaves the prompt out",
     "stop": "it is stop_strings",
     "names_filter": "it is record",
@@ -187,14 +190,15 @@ class Generating(WeightViews):
                 unless there are several rows. "tokens": `row pos`, prompts padded on the left, new
                 tokens on the right. "result": a `Generation`, with masks, log-probabilities and
                 why each row ended. "input": text for text, tokens for tokens.
-            verbose: show a bar.
+            verbose: show a bar (not for beams).
 
         Raises:
             ValueError, TypeError, IndexError, KeyError: an argument that does not fit, before
                 anything is computed; says which and why.
             others: what a hook raises.
         """
-        refuse_unknown(unknown)
+        known = ("input", "max_new_tokens", *_SETTINGS, "return_type", "verbose")
+        refuse_unknown(unknown, "generate", known)
         one, ready = self._plan(
             input,
             max_new_tokens,
@@ -261,7 +265,11 @@ class Generating(WeightViews):
         Raises:
             as `generate`, at this call and not at the first step.
         """
-        refuse_unknown({n: v for n, v in settings.items() if n not in _SETTINGS})
+        refuse_unknown(
+            {n: v for n, v in settings.items() if n not in _SETTINGS},
+            "generate_stream",
+            ("input", "max_new_tokens", *_SETTINGS, "return_type"),
+        )
         if settings.get("num_beams", 1) != 1:
             raise ValueError(
                 "beams are decided at the end: generate() takes num_beams, a stream no."
@@ -288,6 +296,12 @@ class Generating(WeightViews):
         **others: Any,
     ) -> tuple[bool, Plan]:
         """Whether the input is one text, and the generation, checked."""
+        if past_kv_cache is not None and not isinstance(past_kv_cache, KeyValueCache):
+            raise TypeError(f"past_kv_cache is a KeyValueCache, not {past_kv_cache!r}.")
+        if not isinstance(input, str | Sequence | TokenBatch | Tensor):
+            raise TypeError(
+                f"input is text, several texts, a TokenBatch or token ids, not {input!r}."
+            )
         by_beams = isinstance(num_beams, int) and num_beams > 1
         if by_beams and do_sample:
             raise ValueError("beam search draws nothing: do_sample=True goes with num_beams=1.")
@@ -322,13 +336,12 @@ class Generating(WeightViews):
         return kind
 
 
-def refuse_unknown(given: dict[str, Any]) -> None:
+def refuse_unknown(given: dict[str, Any], function: str, known: Sequence[str]) -> None:
     """Raise TypeError for a keyword that generation does not take."""
     for name in given:
         hint = _ELSEWHERE.get(name)
-        known = [*_SETTINGS, "return_type", "verbose"]
         said = f" {hint[0].upper()}{hint[1:]}." if hint else nearest(name, known)
-        raise TypeError(f"unknown keyword {name!r}.{said} generate takes: {', '.join(known)}.")
+        raise TypeError(f"unknown keyword {name!r}.{said} {function} takes: {', '.join(known)}.")
 
 
 def _shown(loop: Loop, n: int, verbose: bool) -> Iterator[GenerationStep]:

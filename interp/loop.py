@@ -1,5 +1,6 @@
 """The loop over new tokens: draw (or take the likeliest), see what has ended, go on."""
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -76,16 +77,17 @@ class Loop:
         sampling = plan.settings.sampling
         real = tuple(reason is None for reason in self._stopped)
         exact = logits if logits.dtype == torch.float64 else logits.float()
+        alive = [n for n, on in zip(exact.amax(1).tolist(), real, strict=True) if on]
+        refuse_not_finite(alive, step)  # before a draw from it
         processed = sampling.processed(exact, counts)
         tokens = sampling.choose(processed, generator)
         own = _log_probs(exact, tokens)
         filtered = own if processed is exact else _log_probs(processed, tokens)
         if not all(real):
-            alive = torch.tensor(real, device=tokens.device)
-            tokens = tokens.where(alive, plan.pad_id)
-            own, filtered = (x.masked_fill(~alive, torch.nan) for x in (own, filtered))
-        ids, numbers = tokens.tolist(), own.tolist()
-        refuse_nan([n for n, on in zip(numbers, real, strict=True) if on], step)
+            going = torch.tensor(real, device=tokens.device)
+            tokens = tokens.where(going, plan.pad_id)
+            own, filtered = (x.masked_fill(~going, torch.nan) for x in (own, filtered))
+        ids = tokens.tolist()
         pieces = [self._text(row, id) if real[row] else "" for row, id in enumerate(ids)]
         self._end_rows(step, ids, real, pieces)
         self._real.append(real)
@@ -146,9 +148,9 @@ class Loop:
         )
 
 
-def refuse_nan(numbers: Sequence[float], step: int) -> None:
-    """Raise ValueError if what a new token is chosen by is not a number."""
-    if any(number != number for number in numbers):
+def refuse_not_finite(largest: Sequence[float], step: int) -> None:
+    """Raise ValueError if the largest number that a new token is chosen by is none."""
+    if not all(map(math.isfinite, largest)):
         raise ValueError(
             f"the logits that predict new token {step} are not finite: a hook, an edit, or the "
             f"dtype made them so."

@@ -142,6 +142,7 @@ class Passes:
                 blocks=self._blocks,
             )
             logits = model.unembed(normalized[:, -1])
+        self._timeline.ended()
         self._cache.commit(self._mask[:, :end])
         self._end = end
         return logits

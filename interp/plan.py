@@ -54,10 +54,14 @@ class Settings:
             self.length_penalty, int | float
         ):
             raise TypeError(f"length_penalty is a number, not {self.length_penalty!r}.")
+        if not abs(self.length_penalty) <= 100:
+            raise ValueError(f"length_penalty is from -100 to 100, not {self.length_penalty!r}.")
         if self.seed is not None and (
             isinstance(self.seed, bool) or not isinstance(self.seed, int)
         ):
             raise TypeError(f"seed is a whole number or None, not {self.seed!r}.")
+        if self.seed is not None and not -(2**63) <= self.seed < 2**64:
+            raise ValueError(f"seed is from -2**63 to 2**64 - 1, not {self.seed}.")
         if self.eos_token_id is not None and not self.stop_at_eos:
             raise ValueError("eos_token_id says where to stop, but stop_at_eos=False.")
         self._check_several()

@@ -19,6 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+_TEMPERATURE = "a number: 0 (takes the likeliest), or at least 1e-6"
 Logits = Float[Tensor, "row d_vocab"]
 
 
@@ -51,7 +52,7 @@ class Sampling:
 
     def __post_init__(self) -> None:
         _check_flag("do_sample", self.do_sample)
-        _check("temperature", self.temperature, "a number, 0 or more", lambda x: x >= 0)
+        _check("temperature", self.temperature, _TEMPERATURE, lambda x: x == 0 or x >= 1e-6)
         _check("top_k", self.top_k, "a whole number, 1 or more", lambda x: x >= 1, whole=True)
         _check("top_p", self.top_p, "a number above 0, at most 1", lambda x: 0 < x <= 1)
         _check("min_p", self.min_p, "a number from 0 to 1", lambda x: 0 <= x <= 1)
@@ -157,5 +158,9 @@ def _check(name: str, value: object, what: str, fits: object, *, whole: bool = F
     kinds = int if whole else (int, float)
     if isinstance(value, bool) or not isinstance(value, kinds):
         raise TypeError(f"{name} is {what}, not {value!r}.")
-    if not math.isfinite(value) or not fits(value):  # pyright: ignore[reportCallIssue]
+    try:
+        finite = math.isfinite(value)
+    except OverflowError:  # a whole number beyond all floats
+        finite = False
+    if not finite or not fits(value):  # pyright: ignore[reportCallIssue]
         raise ValueError(f"{name} is {what}, not {value!r}.")

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from hooks import Add
 from interp import HookedGPT2, HookedGPT2Config, KeyValueCache
 
 SMALL = dict(
@@ -543,3 +544,55 @@ def test_on_a_gpu_it_says_the_same(mini):
         ours, want = (m.generate(PROMPTS, 20, **settings) for m in (there, here))
         assert ours.text == want.text and ours.tokens.device.type == "cuda"
         torch.testing.assert_close(ours.log_probs.cpu(), want.log_probs, equal_nan=True)
+
+
+# ------------------------------------------------------------------ numbers that are none
+
+
+@pytest.mark.parametrize("settings", [{"seed": 0}, {"do_sample": False}, {"num_beams": 2}], ids=str)
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_numbers_that_are_not_finite_are_told_before_a_draw(mini, settings, value):
+    edit = Add(("resid_post", 1), value=torch.full((mini.cfg.d_model,), value))
+    with pytest.raises(ValueError, match="the logits that predict new token 0 are not finite"):
+        mini.generate("Once", 3, edits=edit, **settings)
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"temperature": 1e-300}, ValueError, "temperature is a number: 0 .* at least 1e-6"),
+        ({"temperature": 10**400}, ValueError, "temperature is a number"),
+        ({"seed": 2**64}, ValueError, "seed is from"),
+        ({"num_beams": 2, "length_penalty": float("nan")}, ValueError, "length_penalty is from"),
+        ({"num_beams": 2, "length_penalty": 1e308}, ValueError, "length_penalty is from"),
+        ({"past_kv_cache": 3}, TypeError, "past_kv_cache is a KeyValueCache, not 3"),
+        ({"max_new_token": 3}, TypeError, "did you mean 'max_new_tokens'"),
+        ({"input_ids": 3}, TypeError, "It is input"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+def test_settings_that_cannot_be_honoured(mini, settings, error, message):
+    with pytest.raises(error, match=f"(?i){message}"):
+        mini.generate("Once", **settings)
+    if "max_new_token" not in settings and "num_beams" not in settings:
+        with pytest.raises(error, match=f"(?i){message}"):
+            mini.generate_stream("Once", 3, **settings)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_a_stream_takes_no_verbose(mini):
+    with pytest.raises(TypeError, match=r"unknown keyword 'verbose'.*generate_stream takes"):
+        mini.generate_stream("Once", 3, verbose=True)
+    for wrong in (None, 3):
+        with pytest.raises(TypeError, match="input is text, several texts"):
+            mini.generate(wrong)
+
+
+def test_a_hook_has_positions_only_while_a_pass_runs(mini):
+    kept = []
+    mini.generate(
+        "Once", 2, seed=0, fwd_hooks=[("hook_embed", lambda value, hook: kept.append(hook))]
+    )
+    with pytest.raises(RuntimeError, match="only while a pass is running"):
+        _ = kept[0].positions
