@@ -242,9 +242,10 @@ def _edits(
         return None
     for row in rows:
         _checked(row, "layer", *where)
+    places: list[dict[str, Any]] = [dict(zip(where, row[1:], strict=True)) for row in rows]
     return [
-        Patch(points[row[0]], source=cache, **dict(zip(where, row[1:], strict=True)))
-        for row in rows
+        Patch(points[row[0]], source=cache, **place)
+        for row, place in zip(rows, places, strict=True)
     ]
 
 

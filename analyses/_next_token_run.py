@@ -187,7 +187,7 @@ def checked_temperature(temperature: object) -> float:
     """What logits are divided by.
 
     Raises:
-        TypeError, ValueError: no number, not above 0, or not finite.
+        TypeError, ValueError: no number, or not from 1e-6 to 1e30.
     """
     if isinstance(temperature, bool) or not isinstance(temperature, int | float):
         raise TypeError(f"temperature is a number, not {temperature!r}")
@@ -195,8 +195,9 @@ def checked_temperature(temperature: object) -> float:
         raise ValueError(
             "temperature is above 0: at 0 the likeliest token is all there is (see top_k=1)"
         )
-    if not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature is a number above 0, not {temperature!r}")
+    # Below, float32 could not hold the quotients; above, whole numbers are beyond all floats.
+    if not 1e-6 <= temperature <= 1e30:
+        raise ValueError(f"temperature is a number from 1e-6 to 1e30, not {temperature!r}")
     return float(temperature)
 
 

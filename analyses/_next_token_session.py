@@ -148,7 +148,10 @@ class Session:
 
         Raises:
             ValueError: the text is empty, or too long for what is left of the context.
+            TypeError: no text.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"write takes a text, not {text!r}")
         one = of_text(self._model, text)
         other = None
         if self._model.tokenizer is not None:
@@ -262,7 +265,7 @@ def _lines(console: "Console", stream: TextIO | TextIOBase) -> Iterator[str]:
             line = stream.readline()
         if not line:
             return
-        line = line.removesuffix("\n")
+        line = line.removesuffix("\n").removesuffix("\r")
         if not typed:
             console.print(f"> {cli.printable_path(line)}", soft_wrap=True)
         yield line

@@ -84,6 +84,8 @@ def branches(
     depth = _at_least_1("depth", depth)
     max_nodes = _at_least_1("max_nodes", max_nodes)
     width = checked_top_k(model, width, "width")
+    if isinstance(min_prob, bool) or not isinstance(min_prob, int | float):
+        raise TypeError(f"min_prob is a number, not {min_prob!r}")
     if not 0 <= min_prob < 1:
         raise ValueError(f"min_prob={min_prob} is out of range: expected 0 or more, below 1")
     temperature = checked_temperature(temperature)

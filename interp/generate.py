@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from jaxtyping import Bool, Int
 from torch import Tensor
 
@@ -302,6 +303,8 @@ class Generating(WeightViews):
             raise TypeError(
                 f"input is text, several texts, a TokenBatch or token ids, not {input!r}."
             )
+        max_new_tokens, num_beams = _plain(max_new_tokens), _plain(num_beams)
+        others = {name: _plain(value) for name, value in others.items()}
         by_beams = isinstance(num_beams, int) and num_beams > 1
         if by_beams and do_sample:
             raise ValueError("beam search draws nothing: do_sample=True goes with num_beams=1.")
@@ -334,6 +337,11 @@ class Generating(WeightViews):
         if kind == "text" and self.tokenizer is None:
             raise ValueError("return_type='text' needs a tokenizer, and this model has none.")
         return kind
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy as Python's own."""
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def refuse_unknown(given: dict[str, Any], function: str, known: Sequence[str]) -> None:

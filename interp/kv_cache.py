@@ -1,6 +1,7 @@
 """Keys and values of the tokens so far, so that a next forward pass computes only new tokens."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -66,9 +67,10 @@ class KeyValueCache:
 
         Raises:
             ValueError: a batch of no prompts, or a capacity that is not 1 to `n_ctx`.
+            TypeError: one of them is no whole number.
         """
-        capacity = cfg.n_ctx if capacity is None else capacity
-        if batch_size < 1:
+        capacity = cfg.n_ctx if capacity is None else _whole("capacity", capacity)
+        if _whole("batch_size", batch_size) < 1:
             raise ValueError(f"batch_size is at least 1, not {batch_size}.")
         if not 1 <= capacity <= cfg.n_ctx:
             raise ValueError(f"capacity is 1 to n_ctx = {cfg.n_ctx}, not {capacity}.")
@@ -104,9 +106,9 @@ class KeyValueCache:
         next to each other.
 
         Raises:
-            ValueError: `copies` is less than 1.
+            ValueError: `copies` is less than 1. TypeError: it is no whole number.
         """
-        if copies < 1:
+        if _whole("copies", copies) < 1:
             raise ValueError(f"copies is at least 1, not {copies}.")
         rows = torch.arange(self.batch_size, device=self.mask.device)
         return self._picked(rows.repeat_interleave(copies))
@@ -120,6 +122,7 @@ class KeyValueCache:
 
         Raises:
             IndexError: a prompt that is not there, or none at all.
+            TypeError: something that is neither whole numbers, a slice nor a mask.
         """
         return self._picked(self._row_numbers(which))
 
@@ -150,10 +153,12 @@ class KeyValueCache:
 
         Raises:
             ValueError: more tokens than a prompt has, or not one number per prompt.
+            TypeError: something that is no whole number.
         """
         now = self.lengths
-        given = length.tolist() if isinstance(length, Tensor) else length
-        wanted = [given] * len(now) if isinstance(given, int) else list(given)
+        given: Any = length.tolist() if isinstance(length, Tensor) else length
+        several = isinstance(given, Sequence) and not isinstance(given, str)
+        wanted = [_whole("a length", one) for one in (given if several else [given] * len(now))]
         if len(wanted) != len(now):
             raise ValueError(f"rewind got {len(wanted)} lengths for {len(now)} prompts.")
         for row, (new, old) in enumerate(zip(wanted, now, strict=True)):
@@ -190,9 +195,14 @@ class KeyValueCache:
     def _row_numbers(self, which: Rows) -> Int[Tensor, " row"]:
         every = torch.arange(self.batch_size)
         if isinstance(which, slice):
-            rows = every[which]
+            rows = torch.tensor(range(len(every))[which], dtype=torch.int64)
         else:
-            rows = torch.as_tensor(which, device="cpu").reshape(-1)
+            try:
+                rows = torch.as_tensor(which, device="cpu").reshape(-1)
+            except (TypeError, ValueError, RuntimeError):
+                rows = torch.full((1,), torch.nan)
+            if rows.numel() and (rows.is_floating_point() or rows.is_complex()):
+                raise TypeError(f"prompts are whole numbers, a slice or a mask, not {which!r}.")
             if rows.dtype == torch.bool:
                 if len(rows) != len(every):
                     raise IndexError(f"a mask of {len(rows)} does not fit {len(every)} prompts.")
@@ -255,6 +265,11 @@ class KeyValueCache:
         Args:
             weights: any of the model's, for its dtype and device.
         """
+        if self.keys.is_inference() and not torch.is_inference_mode_enabled():
+            raise ValueError(
+                "past_kv_cache was made under torch.inference_mode() and cannot be written to "
+                "outside of it: make it outside, or take its fork()."
+            )
         dtype, device = weights.dtype, weights.device
         layers, batch, heads, _, d_head = self.keys.shape
         if (layers, heads, d_head) != (cfg.n_layers, cfg.n_heads, cfg.d_head):
@@ -280,3 +295,9 @@ class KeyValueCache:
         return (
             f"KeyValueCache(layers={layers}, batch={batch}, pos={self.length} of {self.capacity})"
         )
+
+
+def _whole(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is a whole number, not {value!r}.")
+    return value

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -596,3 +597,10 @@ def test_a_hook_has_positions_only_while_a_pass_runs(mini):
     )
     with pytest.raises(RuntimeError, match="only while a pass is running"):
         _ = kept[0].positions
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_numbers(mini):
+    settings = {"seed": np.int64(3), "temperature": np.float32(0.5), "top_k": np.int64(4)}
+    plain = {"seed": 3, "temperature": 0.5, "top_k": 4}
+    assert mini.generate("Once", np.int64(3), **settings) == mini.generate("Once", 3, **plain)

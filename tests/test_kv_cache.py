@@ -195,3 +195,35 @@ def test_repr_and_size():
     cache = empty(3)
     assert repr(cache) == "KeyValueCache(layers=2, batch=3, pos=0 of 200)"
     assert cache.nbytes == 2 * (2 * 3 * 3 * 64 * 8 * 8) + 3 * 64
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_arguments_of_a_cache_are_checked(model):
+    cache = KeyValueCache.init_cache(model.cfg, model.device, 3, dtype=model.dtype)
+    model(torch.tensor([[1, 2], [3, 4], [5, 6]]), past_kv_cache=cache)
+    before = cache.keys.clone()
+    calls = [
+        lambda: cache.rewind([1.5, 1, 1]), lambda: cache.rewind(True), lambda: cache.rewind("a"),
+        lambda: cache.rows([0.5]), lambda: cache.rows("a"), lambda: cache.fork(1.5),
+        lambda: KeyValueCache.init_cache(model.cfg, model.device, "a"),
+        lambda: KeyValueCache.init_cache(model.cfg, model.device, capacity="a"),
+    ]  # fmt: skip
+    for call in calls:
+        with pytest.raises(TypeError, match=r"whole number.*, not "):
+            call()
+    assert cache.length == 2 and torch.equal(cache.keys, before)
+    backwards = cache.rows(slice(None, None, -1))
+    assert torch.equal(backwards.keys[:, 0, :, :2], cache.keys[:, 2, :, :2])
+
+
+def test_a_cache_of_inference_mode_says_what_to_do(model):
+    tokens = torch.tensor([[1, 2]])
+    with torch.inference_mode():
+        cache = KeyValueCache.init_cache(model.cfg, model.device, dtype=model.dtype)
+        model(tokens, past_kv_cache=cache)
+    with pytest.raises(ValueError, match="take its fork"):
+        model(tokens, past_kv_cache=cache)
+    own = cache.fork()
+    torch.testing.assert_close(
+        model(tokens, past_kv_cache=own), model(torch.tensor([[1, 2, 1, 2]]))[:, 2:]
+    )
