@@ -201,7 +201,7 @@ def test_repr_and_size():
 def test_arguments_of_a_cache_are_checked(model):
     cache = KeyValueCache.init_cache(model.cfg, model.device, 3, dtype=model.dtype)
     model(torch.tensor([[1, 2], [3, 4], [5, 6]]), past_kv_cache=cache)
-    before = cache.keys.clone()
+    before = cache.keys[:, :, :, :2].clone()
     calls = [
         lambda: cache.rewind([1.5, 1, 1]), lambda: cache.rewind(True), lambda: cache.rewind("a"),
         lambda: cache.rows([0.5]), lambda: cache.rows("a"), lambda: cache.fork(1.5),
@@ -211,7 +211,7 @@ def test_arguments_of_a_cache_are_checked(model):
     for call in calls:
         with pytest.raises(TypeError, match=r"whole number.*, not "):
             call()
-    assert cache.length == 2 and torch.equal(cache.keys, before)
+    assert cache.length == 2 and torch.equal(cache.keys[:, :, :, :2], before)
     backwards = cache.rows(slice(None, None, -1))
     assert torch.equal(backwards.keys[:, 0, :, :2], cache.keys[:, 2, :, :2])
 
