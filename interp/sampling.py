@@ -56,8 +56,11 @@ class Sampling:
         _check("top_k", self.top_k, "a whole number, 1 or more", lambda x: x >= 1, whole=True)
         _check("top_p", self.top_p, "a number above 0, at most 1", lambda x: 0 < x <= 1)
         _check("min_p", self.min_p, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-        _check("repetition_penalty", self.repetition_penalty, "a number above 0", lambda x: x > 0)
-        _check("freq_penalty", self.freq_penalty, "a number", math.isfinite)
+        # Wider, and float32 could not hold what comes of it.
+        _check("repetition_penalty", self.repetition_penalty, "a number from 0.001 to 1000",
+               lambda x: 1e-3 <= x <= 1e3)  # fmt: skip
+        _check("freq_penalty", self.freq_penalty, "a number from -1e6 to 1e6",
+               lambda x: abs(x) <= 1e6)  # fmt: skip
         if not self.do_sample:
             unused = [n for n in ("top_k", "top_p", "min_p") if getattr(self, n) is not None]
             unused += ["temperature"] if self.temperature not in (0, 1) else []
