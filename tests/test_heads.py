@@ -944,7 +944,7 @@ def test_prompts_and_random_tokens_do_not_mix(tmp_path, capsys):
     )
 
 
-# ------------------------------------------------------------------ what fresh eyes found
+# ------------------------------------------------------------------ what else can go wrong
 
 
 def test_a_role_is_asked_for_by_a_checked_name(mini: HookedGPT2) -> None:
