@@ -33,8 +33,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from analyses import cli, report
-from analyses._attention_matrices import MATRICES, checked_matrix
-from analyses._head_names import Head, chosen_heads, parse_heads, parse_layers
+from analyses._attention.matrices import MATRICES, checked_matrix
+from analyses._heads.names import Head, chosen_heads, parse_heads, parse_layers
 
 if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
@@ -43,7 +43,7 @@ if TYPE_CHECKING or __name__ != "__main__":
     from jaxtyping import Int
     from torch import Tensor
 
-    from analyses._attention_result import AttentionDifference, AttentionPatterns
+    from analyses._attention.result import AttentionDifference, AttentionPatterns
     from analyses.prompts import Prompts
     from hooks import HookPoint
     from interp import HookedGPT2, TokenBatch

@@ -49,13 +49,13 @@ if TYPE_CHECKING or __name__ != "__main__":
     from jaxtyping import Float, Shaped
     from torch import Tensor
 
-    from analyses._head_copying import CopyingScores, copying_scores
-    from analyses._head_detector import detect_head
-    from analyses._head_names import Head
-    from analyses._head_result import HeadScores
-    from analyses._head_run import keep_patterns, kept_of, material, measure, repeated_tokens
-    from analyses._head_scores import checked_ids, checked_pattern, shares
-    from analyses._head_targets import (
+    from analyses._heads.copying import CopyingScores, copying_scores
+    from analyses._heads.detector import detect_head
+    from analyses._heads.names import Head
+    from analyses._heads.result import HeadScores
+    from analyses._heads.run import keep_patterns, kept_of, material, measure, repeated_tokens
+    from analyses._heads.scores import checked_ids, checked_pattern, shares
+    from analyses._heads.targets import (
         TARGETS,
         Target,
         checked_scores,

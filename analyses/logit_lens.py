@@ -27,8 +27,9 @@ from typing import TYPE_CHECKING, Annotated, Any, SupportsIndex
 
 import typer
 
-from analyses import _lens_table, cli, report
-from analyses._lens_points import POINTS, RESIDUAL, LensPoint
+from analyses import cli, report
+from analyses._lens import table as lens_table
+from analyses._lens.points import POINTS, RESIDUAL, LensPoint
 from analyses._views import logit_lens as views
 
 if TYPE_CHECKING or __name__ != "__main__":
@@ -39,7 +40,7 @@ if TYPE_CHECKING or __name__ != "__main__":
     from torch import Tensor
     from torch.nn.utils.rnn import pad_sequence
 
-    from analyses._lens_arguments import (
+    from analyses._lens.arguments import (
         asked_positions,
         checked_ids,
         checked_points,
@@ -48,7 +49,7 @@ if TYPE_CHECKING or __name__ != "__main__":
         positions_in,
         whole,
     )
-    from analyses._lens_numbers import lens_logits, read
+    from analyses._lens.numbers import lens_logits, read
     from interp import HookedGPT2, TokenBatch
 
 if TYPE_CHECKING:
@@ -301,7 +302,7 @@ class LogitLens:
         `target_rank` of the targets; `entropy` and `kl_final_lens` in nats (these two without a
         predicted token).
         """
-        return _lens_table.frame(self)
+        return lens_table.frame(self)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON. A number that is not finite is None."""
@@ -310,7 +311,7 @@ class LogitLens:
             "prompts": [
                 [{"id": id, "token": self.strings[id]} for id in row] for row in self.tokens
             ],
-            "lens": [_lens_table.finite(row) for row in self.rows()],
+            "lens": [lens_table.finite(row) for row in self.rows()],
             "provenance": self.provenance.to_dict(),
         }
 
@@ -319,7 +320,7 @@ class LogitLens:
 
         Fillings are left out. `to_dict` has the same under "lens".
         """
-        return _lens_table.rows(self)
+        return lens_table.rows(self)
 
     # -------------------------------------------------------------- pictures
 

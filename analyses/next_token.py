@@ -35,23 +35,23 @@ if TYPE_CHECKING or __name__ != "__main__":
     from jaxtyping import Int
     from torch import Tensor
 
-    from analyses._next_token_continuations import (
+    from analyses._next_token.continuations import (
         Continuation,
         check_lengths,
         check_seams,
         checked_continuations,
     )
-    from analyses._next_token_result import NextToken, PromptsResult
-    from analyses._next_token_run import (
+    from analyses._next_token.result import NextToken, PromptsResult
+    from analyses._next_token.run import (
         checked_temperature,
         checked_top_k,
         ids_of,
         in_groups,
         read,
     )
-    from analyses._next_token_session import Session
-    from analyses._next_token_surprisal import Surprisal, surprisal
-    from analyses._next_token_tree import Branches, branches
+    from analyses._next_token.session import Session
+    from analyses._next_token.surprisal import Surprisal, surprisal
+    from analyses._next_token.tree import Branches, branches
     from analyses.prompts import Prompts, token_string
     from interp import HookedGPT2, TokenBatch
 
@@ -281,7 +281,7 @@ def main(
 
     loaded = cli.load_model(choice, device=device, dtype=dtype)
     if interactive:
-        from analyses._next_token_session import Session, converse
+        from analyses._next_token.session import Session, converse
 
         with cli.about(prompts[0].source):
             session = Session(
@@ -332,7 +332,7 @@ def main(
             (source, [replace(one, provenance=provenance) for one in found])
             for source, found in named
         ]
-    from analyses import _next_token_page as pages
+    from analyses._next_token import page as pages
     from analyses._views import next_token as views
 
     cli.write_outputs(

@@ -18,10 +18,10 @@ from _browser import Browser
 from rich.console import Console
 from torch import Tensor
 
-from analyses import _head_names as names
 from analyses import attention as module
 from analyses import cli, report
-from analyses._head_names import Head, checked_heads, checked_layers
+from analyses._heads import names as names
+from analyses._heads.names import Head, checked_heads, checked_layers
 from analyses._views import attention as views
 from analyses._views import attention_figures as figures
 from analyses._views import attention_page

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import one_hot
 
 from analyses import cli
-from analyses._head_targets import checked_scores
+from analyses._heads.targets import checked_scores
 from analyses._views import heads as views
 from analyses.heads import (
     SCORES,
@@ -440,7 +440,7 @@ def test_padding_on_the_left_changes_nothing(model, found):
 
 
 def test_many_prompts_go_through_in_pieces(model, found, monkeypatch):
-    monkeypatch.setattr("analyses._head_run._CHUNK_BYTES", 4 * 2 * 9**2)
+    monkeypatch.setattr("analyses._heads.run._CHUNK_BYTES", 4 * 2 * 9**2)
     tokens = torch.randint(29, (3, 9), generator=torch.Generator().manual_seed(3)) % 5
     whole = detect_heads(model, tokens)
     monkeypatch.undo()
@@ -510,7 +510,7 @@ def test_pictures(found, tmp_path, model):
 
 def test_kept_patterns_stay_small(model, found, monkeypatch):
     """Where not all fit, the highest heads of each score are kept, and the page says so."""
-    monkeypatch.setattr("analyses._head_run._KEPT_BYTES", 2 * 4 * 9**2)
+    monkeypatch.setattr("analyses._heads.run._KEPT_BYTES", 2 * 4 * 9**2)
     tokens = torch.tensor(found.tokens[0])
     few = detect_heads(model, tokens, scores=["first_token", "previous_token"])
     assert few.patterns is not None
@@ -703,7 +703,7 @@ def test_copying_equals_a_plain_computation(monkeypatch):
     # The final layer norm has a part of its own in the logits, whose sign never turns.
     model.get_parameter("ln_f.bias").normal_()
     ids = torch.arange(29)
-    monkeypatch.setattr("analyses._head_copying._CHUNK_BYTES", 2 * 29 * 8)
+    monkeypatch.setattr("analyses._heads.copying._CHUNK_BYTES", 2 * 29 * 8)
     found = copying_scores(model, ids, top_k=4)
     for layer in range(2):
         for head in range(2):

@@ -13,7 +13,8 @@ import torch
 from rich.console import Console
 from torch import Tensor
 
-from analyses import _lens_arguments, _lens_numbers
+from analyses._lens import arguments as lens_arguments
+from analyses._lens import numbers as lens_numbers
 from analyses._views import logit_lens as views
 from analyses.logit_lens import POINTS, LensPoint, LogitLens, lens_logits, logit_lens
 from analyses.report import weights_sha256
@@ -145,9 +146,9 @@ def test_a_uniform_distribution_by_hand() -> None:
 def test_divergence_is_that_of_the_lens_from_the_final_distribution() -> None:
     # p = final, q = lens; KL(p || q) differs from KL(q || p) here, by hand.
     p, q = torch.tensor([0.5, 0.5, 0.0]).log(), torch.tensor([0.9, 0.05, 0.05]).log()
-    assert _lens_numbers._kl(p, p).item() == 0
+    assert lens_numbers._kl(p, p).item() == 0
     expected = 0.5 * math.log(0.5 / 0.9) + 0.5 * math.log(0.5 / 0.05)
-    assert _lens_numbers._kl(p, q).item() == pytest.approx(expected, rel=1e-6)
+    assert lens_numbers._kl(p, q).item() == pytest.approx(expected, rel=1e-6)
 
 
 # ------------------------------------------------------------------ positions, padding, batches
@@ -219,7 +220,7 @@ def test_numbers_of_numpy_and_torch(model: HookedGPT2, number: Any) -> None:
 def test_what_is_no_whole_number_is_refused(value: Any) -> None:
     # Called directly, since in tests the annotations refuse some of these before.
     with pytest.raises(TypeError, match="top_k is a whole number, not "):
-        _lens_arguments.whole(value, "top_k is a whole number")
+        lens_arguments.whole(value, "top_k is a whole number")
 
 
 def test_tokens_used_are_in_the_result(model: HookedGPT2) -> None:
@@ -275,7 +276,7 @@ def test_many_positions_go_a_few_at_a_time(
     settings: dict[str, Any] = {"positions": "all", "targets": [1], "points": POINTS}
     whole = logit_lens(model, tokens, **settings)
     for at_once in (1, 3, 7, 45):
-        monkeypatch.setattr(_lens_numbers, "_CHUNK_BYTES", at_once * CFG.d_vocab * 8)
+        monkeypatch.setattr(lens_numbers, "_CHUNK_BYTES", at_once * CFG.d_vocab * 8)
         with monkeypatch.context() as patch:
             watch = Watch(model, patch)
             chunked = logit_lens(model, tokens, **settings)

@@ -19,15 +19,13 @@ from _commands import help_without_torch
 from rich.console import Console
 from torch import Tensor
 
-from analyses import (
-    _next_token_page,
-    _next_token_run,
-    _next_token_session,
-    _next_token_surprisal,
-    cli,
-)
+from analyses import cli
 from analyses import next_token as module
-from analyses._next_token_session import Session, converse
+from analyses._next_token import page as page_module
+from analyses._next_token import run as run_module
+from analyses._next_token import session as session_module
+from analyses._next_token import surprisal as surprisal_module
+from analyses._next_token.session import Session, converse
 from analyses._views import next_token as views
 from analyses.next_token import branches, next_token, surprisal
 from analyses.report import weights_sha256
@@ -223,10 +221,8 @@ def test_memory_is_bounded_and_numbers_are_the_same(
     asked = ["xyz", "uvwx", "pq"]
     plain = next_token(model, prompts, continuations=asked)
     tree = branches(model, "abc", 3, 3, min_prob=0)
-    monkeypatch.setattr(
-        _next_token_run, "_CACHE_BYTES", 2 * _next_token_run.bytes_per_row(model, 10)
-    )
-    monkeypatch.setattr(_next_token_run, "_CHUNK_BYTES", 2 * CFG.d_vocab * 8)
+    monkeypatch.setattr(run_module, "_CACHE_BYTES", 2 * run_module.bytes_per_row(model, 10))
+    monkeypatch.setattr(run_module, "_CHUNK_BYTES", 2 * CFG.d_vocab * 8)
     with Reading(model) as reading:
         bounded = next_token(model, prompts, continuations=asked)
     assert reading.shapes[0] == (2, 7) and max(rows for rows, _ in reading.shapes) == 3
@@ -319,7 +315,7 @@ def test_bad_input(
 @pytest.mark.parametrize("value", ["1", None, True])
 def test_a_temperature_is_a_number(value: Any) -> None:
     with pytest.raises(TypeError, match="temperature is a number, not"):
-        _next_token_run.checked_temperature(value)
+        run_module.checked_temperature(value)
 
 
 def test_logits_that_are_no_numbers_are_an_error() -> None:
@@ -526,7 +522,7 @@ def test_texts_together_are_as_texts_alone(
 ) -> None:
     texts = ["abcdef", "xy", "klmnopqrst", "z"]
     together = surprisal(model, texts)
-    monkeypatch.setattr(_next_token_surprisal, "_TOKENS_AT_ONCE", 12)
+    monkeypatch.setattr(surprisal_module, "_TOKENS_AT_ONCE", 12)
     with Reading(model) as reading:
         in_groups = surprisal(model, texts)
     assert reading.shapes == [(1, 7), (1, 3), (1, 11), (1, 2)]
@@ -692,7 +688,7 @@ def test_figures(model: HookedGPT2) -> None:
 def test_the_page(model: HookedGPT2, browser: Browser, tmp_path: Path, theme: Any) -> None:
     nasty = '</script><!-- <b>&amp;"onload="'
     found = list(results(model, nasty[:20]).values())
-    _next_token_page.page([(nasty, found)]).write(tmp_path / "page.html")
+    page_module.page([(nasty, found)]).write(tmp_path / "page.html")
     with browser.open(tmp_path / "page.html", theme=theme) as page:
         page.wait_for("document.querySelectorAll('.plot .main-svg').length >= 3")
         assert page.evaluate("document.querySelectorAll('.plot').length") == 3
@@ -729,7 +725,7 @@ def test_a_page_of_its_own(model: HookedGPT2, tmp_path: Path, kind: str) -> None
 
 
 def test_pages_of_many_prompts(model: HookedGPT2, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_next_token_page, "_MOST_PROMPTS", 2)
+    monkeypatch.setattr(page_module, "_MOST_PROMPTS", 2)
     text = next_token(model, ["ab", "cd", "ef", "gh"]).page().html()
     assert text.count("<figure>") == 2
     assert "And 2 more prompts" in text
@@ -1020,7 +1016,7 @@ def test_help_comes_without_torch() -> None:
 
 
 def test_the_session_explains_itself() -> None:
-    assert all(part in _next_token_session.HELP for part in ("u goes back", "q ends", "(=42)"))
+    assert all(part in session_module.HELP for part in ("u goes back", "q ends", "(=42)"))
 
 
 # ------------------------------------------------------------------ the bundled model

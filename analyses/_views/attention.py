@@ -9,15 +9,15 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from analyses import cli
-from analyses._attention_matrices import MATRICES
-from analyses._head_names import Head
+from analyses._attention.matrices import MATRICES
+from analyses._heads.names import Head
 
 if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from analyses._attention_maps import AttentionMaps
-    from analyses._attention_result import AttentionDifference, AttentionPatterns
+    from analyses._attention.maps import AttentionMaps
+    from analyses._attention.result import AttentionDifference, AttentionPatterns
 
 # A head's map in the terminal is for prompts that can be taken in at a glance.
 _MOST_GRID = 40
@@ -37,7 +37,7 @@ def count(n: int, what: str) -> str:
 
 def prompts(result: "AttentionMaps") -> "list[tuple[str, AttentionPatterns]]":
     """The prompts of a result, each with a line about it."""
-    from analyses._attention_result import AttentionDifference, AttentionPatterns
+    from analyses._attention.result import AttentionDifference, AttentionPatterns
 
     found: dict[str, AttentionPatterns] = {}
     if isinstance(result, AttentionDifference):
@@ -62,7 +62,7 @@ def _read_by(prompt: "AttentionPatterns") -> str:
 
 def second_reader(result: "AttentionMaps") -> str | None:
     """The model that read the second prompt of a difference, where it may be another one."""
-    from analyses._attention_result import AttentionDifference
+    from analyses._attention.result import AttentionDifference
 
     if not isinstance(result, AttentionDifference):
         return None

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from analyses import report
-from analyses._attention_matrices import MATRICES
+from analyses._attention.matrices import MATRICES
 from analyses._views import attention as views
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
     from torch import Tensor
 
-    from analyses._attention_maps import AttentionMaps
+    from analyses._attention.maps import AttentionMaps
 
 # A montage of more cells is slow to draw and to hover over: beyond, cells stand for blocks.
 _MOST_CELLS = 40_000

@@ -6,14 +6,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from analyses import cli, report
-from analyses._attention_matrices import MATRICES
+from analyses._attention.matrices import MATRICES
 from analyses._page.tables import MOST_ROWS
 from analyses._views import attention as views
 
 if TYPE_CHECKING:
-    from analyses._attention_maps import AttentionMaps
-    from analyses._attention_result import AttentionDifference, AttentionPatterns
-    from analyses._head_names import Head
+    from analyses._attention.maps import AttentionMaps
+    from analyses._attention.result import AttentionDifference, AttentionPatterns
+    from analyses._heads.names import Head
 
     Result = AttentionPatterns | AttentionDifference
 
@@ -161,7 +161,7 @@ def _explained(result: "AttentionMaps", name: str) -> str:
 
 
 def _add_steps(page: report.Page, result: "Result", head: "Head", query: int) -> None:
-    from analyses._attention_result import AttentionPatterns
+    from analyses._attention.result import AttentionPatterns
 
     if not isinstance(result, AttentionPatterns):
         return

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from torch import Tensor
 
-    from analyses._head_names import Head
-    from analyses._head_result import HeadScores
+    from analyses._heads.names import Head
+    from analyses._heads.result import HeadScores
 
 # What each score measures; the order is that of pictures and tables.
 EXPLANATIONS = {

@@ -8,8 +8,8 @@ from analyses._views import attribution as attribution_views
 from analyses._views import heads as views
 
 if TYPE_CHECKING:
-    from analyses._head_names import Head
-    from analyses._head_result import HeadScores
+    from analyses._heads.names import Head
+    from analyses._heads.result import HeadScores
 
 _MOST_ROWS = 40  # of the table of heads
 _HOVER = "Hover for the numbers; those that round to 0 are left out."

@@ -1,6 +1,6 @@
 """How predictions, branches and surprisal look: their words, and tables for the terminal.
 
-Figures are in `analyses._next_token_figures`, the page is in `analyses._next_token_page`. None of
+Figures are in `analyses._next_token.figures`, the page is in `analyses._next_token.page`. None of
 it computes anything about the model.
 """
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
 
-    from analyses._next_token_result import NextToken, PromptsResult
-    from analyses._next_token_session import Session
-    from analyses._next_token_surprisal import Surprisal
-    from analyses._next_token_tree import Branches
+    from analyses._next_token.result import NextToken, PromptsResult
+    from analyses._next_token.session import Session
+    from analyses._next_token.surprisal import Surprisal
+    from analyses._next_token.tree import Branches
 
 # More tokens of a text are not listed in the terminal: the most surprising are.
 _MOST_LISTED = 60
@@ -122,9 +122,9 @@ def notes(result: "Surprisal", batch: int) -> list[str]:
 
 def show(found: "Sequence[PromptsResult]", console: "Console") -> None:
     """Print the results about one or several prompts."""
-    from analyses._next_token_result import NextToken
-    from analyses._next_token_surprisal import Surprisal
-    from analyses._next_token_tree import Branches
+    from analyses._next_token.result import NextToken
+    from analyses._next_token.surprisal import Surprisal
+    from analyses._next_token.tree import Branches
 
     first = found[0]
     option = "--no-prepend-bos leaves it out" if first.prepend_bos else "--prepend-bos adds it"

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses import report
-from analyses._attention_maps import AttentionMaps
-from analyses._attention_matrices import checked_matrix
+from analyses._attention.maps import AttentionMaps
+from analyses._attention.matrices import checked_matrix
 
 if TYPE_CHECKING:
     from typing import Self

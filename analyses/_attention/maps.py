@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses import report
-from analyses._attention_matrices import MATRICES, checked_matrix
-from analyses._head_names import Head, checked_heads, checked_layers
+from analyses._attention.matrices import MATRICES, checked_matrix
+from analyses._heads.names import Head, checked_heads, checked_layers
 
 if TYPE_CHECKING:
     from typing import Self

@@ -25,10 +25,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses import cli, report
-from analyses._lens_arguments import whole
-from analyses._lens_table import finite
-from analyses._next_token_result import NATS_PER_BIT, PromptsResult
-from analyses._next_token_run import checked_top_k, hidden_states, ids_of, read
+from analyses._lens.arguments import whole
+from analyses._lens.table import finite
+from analyses._next_token.result import NATS_PER_BIT, PromptsResult
+from analyses._next_token.run import checked_top_k, hidden_states, ids_of, read
 from analyses.prompts import Prompts, token_string
 from interp import HookedGPT2, TokenBatch
 
@@ -327,6 +327,6 @@ class Surprisal(PromptsResult):
         Raises:
             IndexError: there is no such text.
         """
-        from analyses import _next_token_figures as figures
+        from analyses._next_token import figures
 
         return figures.curve(self, self._checked_batch(batch))

@@ -10,8 +10,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from analyses import cli
-from analyses._head_names import Head
-from analyses._head_scores import checked_ids
+from analyses._heads.names import Head
+from analyses._heads.scores import checked_ids
 from analyses._views import heads as views
 from analyses.prompts import token_string
 from analyses.tasks import unknown, words

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses import report
-from analyses._head_copying import CopyingScores
-from analyses._head_names import Head, checked_heads
-from analyses._head_run import KeptPatterns
+from analyses._heads.copying import CopyingScores
+from analyses._heads.names import Head, checked_heads
+from analyses._heads.run import KeptPatterns
 from analyses._views import heads as views
 from analyses._views import heads_page
 from analyses._views.heads import ROLE_AT_LEAST

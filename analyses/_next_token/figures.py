@@ -9,9 +9,9 @@ from analyses._views.next_token import at_temperature, notes, token
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from analyses._next_token_result import NextToken
-    from analyses._next_token_surprisal import Surprisal
-    from analyses._next_token_tree import Branches
+    from analyses._next_token.result import NextToken
+    from analyses._next_token.surprisal import Surprisal
+    from analyses._next_token.tree import Branches
 
 _MARGIN = {"l": 10, "r": 10, "t": 40, "b": 10}
 _PAGE_WIDTH = 1340

@@ -10,8 +10,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses import report
-from analyses._lens_table import finite
-from analyses._next_token_continuations import Continuation
+from analyses._lens.table import finite
+from analyses._next_token.continuations import Continuation
 
 if TYPE_CHECKING:
     from typing import Self
@@ -67,7 +67,7 @@ class PromptsResult:
 
     def page(self) -> report.Page:
         """The page that `to_html` writes."""
-        from analyses._next_token_page import page
+        from analyses._next_token.page import page
 
         return page([("", [self])])
 
@@ -85,7 +85,7 @@ class PromptsResult:
         return replace(self, provenance=self.provenance.with_weights(model, call))
 
     def _repr_html_(self) -> str:
-        from analyses._next_token_page import notebook
+        from analyses._next_token.page import notebook
 
         return notebook(self)
 
@@ -264,6 +264,6 @@ class NextToken(PromptsResult):
         Raises:
             IndexError: there is no such prompt.
         """
-        from analyses import _next_token_figures as figures
+        from analyses._next_token import figures
 
         return figures.bars(self, self._checked_batch(batch))

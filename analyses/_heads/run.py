@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses import cli
-from analyses._head_names import Head
-from analyses._head_scores import shares
-from analyses._head_targets import Links, Target, links_of
+from analyses._heads.names import Head
+from analyses._heads.scores import shares
+from analyses._heads.targets import Links, Target, links_of
 from analyses.prompts import AnyPrompts, Prompts
 from analyses.tasks import generate
 from analyses.tasks.induction import DEFAULT_LENGTH

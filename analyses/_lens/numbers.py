@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses import cli
-from analyses._lens_points import LensPoint
+from analyses._lens.points import LensPoint
 from interp import HookedGPT2
 
 # So many bytes of distributions over the vocabulary are made at a time, however many points and

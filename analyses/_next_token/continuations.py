@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analyses._lens_arguments import listed, whole
+from analyses._lens.arguments import listed, whole
 from analyses.prompts import token_string
 from interp import HookedGPT2, Tokenizer
 from interp.tokenizer import TokenizerError

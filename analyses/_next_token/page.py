@@ -7,9 +7,9 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from analyses import cli, report
-from analyses._next_token_result import NextToken, PromptsResult
-from analyses._next_token_surprisal import Surprisal
-from analyses._next_token_tree import Branches
+from analyses._next_token.result import NextToken, PromptsResult
+from analyses._next_token.surprisal import Surprisal
+from analyses._next_token.tree import Branches
 from analyses._views import next_token as views
 from analyses._views.sources import add_rest, table_of
 

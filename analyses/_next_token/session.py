@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from analyses import cli, report
-from analyses._lens_arguments import whole
-from analyses._next_token_continuations import joint, of_text
-from analyses._next_token_result import NextToken
-from analyses._next_token_run import (
+from analyses._lens.arguments import whole
+from analyses._next_token.continuations import joint, of_text
+from analyses._next_token.result import NextToken
+from analyses._next_token.run import (
     checked_temperature,
     checked_top_k,
     hidden_states,
     read,
 )
-from analyses._next_token_surprisal import Surprisal, surprisal
+from analyses._next_token.surprisal import Surprisal, surprisal
 from analyses.prompts import token_string
 from interp import HookedGPT2, KeyValueCache
 

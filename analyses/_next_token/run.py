@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses._lens_arguments import whole
+from analyses._lens.arguments import whole
 from analyses.prompts import Prompts
 from interp import HookedGPT2, KeyValueCache
 from interp.plan import left_padded

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses._head_names import chosen_heads
-from analyses._head_targets import duplicate_token_target, previous_token_target
+from analyses._heads.names import chosen_heads
+from analyses._heads.targets import duplicate_token_target, previous_token_target
 from analyses.tasks import unknown
 from hooks import ActivationCache
 from interp import HookedGPT2

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from analyses._lens_points import POINTS
+from analyses._lens.points import POINTS
 from hooks.names import nearest
 from interp import HookedGPT2
 

@@ -20,10 +20,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses import report
-from analyses._lens_arguments import whole
-from analyses._lens_table import finite
-from analyses._next_token_result import PromptsResult
-from analyses._next_token_run import Prefixes, checked_temperature, checked_top_k, ids_of, read
+from analyses._lens.arguments import whole
+from analyses._lens.table import finite
+from analyses._next_token.result import PromptsResult
+from analyses._next_token.run import Prefixes, checked_temperature, checked_top_k, ids_of, read
 from analyses.prompts import Prompts, token_string
 from interp import HookedGPT2, TokenBatch
 
@@ -326,6 +326,6 @@ class Branches(PromptsResult):
     def plot(self) -> "go.Figure":
         """The tree from left to right. Lines are as wide as the branch is probable; the likeliest
         way on from each token goes straight. Hovering shows everything about a token."""
-        from analyses import _next_token_figures as figures
+        from analyses._next_token import figures
 
         return figures.tree_figure(self)

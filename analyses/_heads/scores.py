@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses._head_targets import Links
+from analyses._heads.targets import Links
 
 # A row of a pattern in bfloat16 sums to 1 within less than this, a row of scores hardly ever.
 _TOLERANCE = 0.01

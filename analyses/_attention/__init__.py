@@ -1,0 +1,1 @@
+"""What `analyses.attention` is made of: results, and the matrices they hold."""

@@ -1,0 +1,1 @@
+"""What `analyses.heads` is made of; and names of heads, which other analyses share."""

@@ -1,0 +1,1 @@
+"""What `analyses.logit_lens` is made of: points, arguments, numbers, tables."""
