@@ -7,6 +7,7 @@ and wrong options answer at once.
 """
 
 import csv
+import math
 import os
 import shlex
 import sys
@@ -383,6 +384,15 @@ def write_outputs(
     for path in (html, csv, json):
         if path and path != STDIN:
             console.print(f"wrote {printable_path(path)}", style="dim", soft_wrap=True)
+
+
+def finite(value: Any) -> Any:
+    """The same with None for numbers that are not finite, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, list):
+        return [finite(item) for item in value]
+    return {k: finite(v) for k, v in value.items()} if isinstance(value, dict) else value
 
 
 def json_text(data: Any) -> str:

@@ -424,7 +424,7 @@ class EdgeAttribution:
             "senders": [str(part) for part in self.senders],
             "receivers": [str(part) for part in self.receivers],
             "positions": None if self.positions is None else list(self.positions),
-            "scores": _plain(scores),
+            "scores": cli.finite(scores),
             "base": self.base.tolist(),
             "source": self.source.tolist(),
             "agreement": None if self.agreement is None else self.agreement.to_dict(),
@@ -463,12 +463,6 @@ class EdgeAttribution:
             lines.append(f"  {row['sender']} -> {row['receiver']}{at}: {row['score']:+.4g}")
         lines += [] if self.agreement is None else [f"  {self.agreement!r}"]
         return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value if math.isfinite(value) else None
 
 
 # ------------------------------------------------------------------ the command line

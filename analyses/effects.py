@@ -25,6 +25,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from analyses import cli
 from hooks.names import nearest
 
 if TYPE_CHECKING:
@@ -408,9 +409,12 @@ class Effects:
             "axes": list(self.axes),
             "labels": {axis: list(self.labels[axis]) for axis in self.axes},
             "numbers": {axis: list(given) for axis, given in self.numbers.items()},
-            "values": _plain(self.values.tolist()),
-            "base": _plain(self.base.tolist()),
-            **{name: None if end is None else _plain(end.tolist()) for name, end in ends.items()},
+            "values": cli.finite(self.values.tolist()),
+            "base": cli.finite(self.base.tolist()),
+            **{
+                name: None if end is None else cli.finite(end.tolist())
+                for name, end in ends.items()
+            },
         }
 
     # -------------------------------------------------------------- pictures
@@ -457,9 +461,3 @@ class Effects:
         for index in self.strongest(3):
             lines.append(f"  {self.where(index)}: {self.scale} {float(shown[index]):.4g}")
         return "\n".join(lines)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value if math.isfinite(value) else None

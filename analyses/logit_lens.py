@@ -31,6 +31,7 @@ from analyses import cli, report
 from analyses._lens import table as lens_table
 from analyses._lens.points import POINTS, RESIDUAL, LensPoint
 from analyses._views import logit_lens as views
+from analyses._views.words import bos_note
 
 if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
@@ -281,7 +282,7 @@ class LogitLens:
         targets = f", targets={[self.strings[t] for t in self.targets]}" if self.targets else ""
         lines = [
             f"LogitLens({self.provenance.model}, {n_prompts} prompt{'s'[: n_prompts != 1]} of "
-            f"{length} tokens, {views.bos_note(self.prepend_bos)}; {len(self.points)} points x "
+            f"{length} tokens, {bos_note(self.prepend_bos)}; {len(self.points)} points x "
             f"{n_positions} position{'s'[: n_positions != 1]}, top_k={self.top_tokens.shape[-1]}"
             f"{targets})"
         ]
@@ -311,7 +312,7 @@ class LogitLens:
             "prompts": [
                 [{"id": id, "token": self.strings[id]} for id in row] for row in self.tokens
             ],
-            "lens": [lens_table.finite(row) for row in self.rows()],
+            "lens": [cli.finite(row) for row in self.rows()],
             "provenance": self.provenance.to_dict(),
         }
 

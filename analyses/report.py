@@ -23,7 +23,7 @@ from analyses._page.frame import frame
 from analyses._page.head_maps import BUDGET, HeadMaps, MapKind
 from analyses._page.provenance import Provenance, package_version, weights_sha256
 from analyses._page.tables import Shaded, download, shading, table
-from analyses._page.text import clipped, html_text, plotly_text, rounded, script_json
+from analyses._page.text import clipped, html_text, isolated, plotly_text, rounded, script_json
 from analyses._page.theme import template
 from analyses._page.views import (
     View,
@@ -53,6 +53,7 @@ __all__ = [
     "circuitsvis_view",
     "colored_tokens",
     "colored_tokens_multi",
+    "isolated",
     "plotly_text",
     "script_json",
     "template",

@@ -12,17 +12,18 @@ A generation begins with a prompt of `n` tokens (positions 0 to n - 1) and adds 
 Prompts of one batch may differ in length; each counts its own tokens.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class When:
+class When(ABC):
     """What every selector answers."""
 
+    @abstractmethod
     def offsets(self) -> tuple[int | None, int | None]:
         """First position and the one after the last, counted from the first new token; None: no
         limit."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """`generate` and `generate_stream`: the model speaks, one token at a time."""
 
 from collections.abc import Iterator, Sequence
+from inspect import signature
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from interp.generation import Generation, GenerationStep
 from interp.kv_cache import KeyValueCache
 from interp.loop import Loop
 from interp.plan import Plan, Settings, plan
-from interp.run import Run
+from interp.run import Run, known_arguments
 from interp.sampling import Sampling
 from interp.tokenizer import TokenBatch
 from interp.views import WeightViews
@@ -25,42 +26,17 @@ ReturnType = Literal["input", "text", "str", "tokens", "result"]
 _RETURN_TYPES = {"input": "input", "text": "text", "str": "text", "tokens": "tokens"}
 _RETURN_TYPES |= {"tensor": "tokens", "result": "result"}
 _ELSEWHERE = {
-    "padding_side": "prompts of unequal length are always padded on the left here",
-    "input_ids": "it is input",
-    "inputs": "it is input",
-    "max_tokens": "it is max_new_tokens",
-    "max_length": "it is max_new_tokens, which leaves the prompt out",
-    "stop": "it is stop_strings",
-    "names_filter": "it is record",
-    "n": "it is num_return_sequences",
-    "n_samples": "it is num_return_sequences",
-    "max_tokens_per_yield": "every step is given out as it comes",
+    "padding_side": "Prompts of unequal length are always padded on the left here",
+    "input_ids": "It is input",
+    "inputs": "It is input",
+    "max_tokens": "It is max_new_tokens",
+    "max_length": "It is max_new_tokens, which leaves the prompt out",
+    "stop": "It is stop_strings",
+    "names_filter": "It is record",
+    "n": "It is num_return_sequences",
+    "n_samples": "It is num_return_sequences",
+    "max_tokens_per_yield": "Every step is given out as it comes",
 }
-# What `generate_stream` takes besides prompts.
-_SETTINGS = (
-    "stop_at_eos",
-    "eos_token_id",
-    "stop_strings",
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "freq_penalty",
-    "num_beams",
-    "length_penalty",
-    "early_stopping",
-    "num_return_sequences",
-    "seed",
-    "edits",
-    "fwd_hooks",
-    "record",
-    "use_past_kv_cache",
-    "past_kv_cache",
-    "prepend_bos",
-    "attention_mask",
-)
 
 
 class GenerationStream(Iterator[Any]):
@@ -198,8 +174,7 @@ class Generating(WeightViews):
                 anything is computed; says which and why.
             others: what a hook raises.
         """
-        known = ("input", "max_new_tokens", *_SETTINGS, "return_type", "verbose")
-        refuse_unknown(unknown, "generate", known)
+        known_arguments(unknown, _TAKEN, "generate", _ELSEWHERE)
         one, ready = self._plan(
             input,
             max_new_tokens,
@@ -266,11 +241,8 @@ class Generating(WeightViews):
         Raises:
             as `generate`, at this call and not at the first step.
         """
-        refuse_unknown(
-            {n: v for n, v in settings.items() if n not in _SETTINGS},
-            "generate_stream",
-            ("input", "max_new_tokens", *_SETTINGS, "return_type"),
-        )
+        known = [name for name in _TAKEN if name != "verbose"]
+        known_arguments(settings, known, "generate_stream", _ELSEWHERE)
         if settings.get("num_beams", 1) != 1:
             raise ValueError(
                 "beams are decided at the end: generate() takes num_beams, a stream no."
@@ -344,14 +316,6 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def refuse_unknown(given: dict[str, Any], function: str, known: Sequence[str]) -> None:
-    """Raise TypeError for a keyword that generation does not take."""
-    for name in given:
-        hint = _ELSEWHERE.get(name)
-        said = f" {hint[0].upper()}{hint[1:]}." if hint else nearest(name, known)
-        raise TypeError(f"unknown keyword {name!r}.{said} {function} takes: {', '.join(known)}.")
-
-
 def _shown(loop: Loop, n: int, verbose: bool) -> Iterator[GenerationStep]:
     if not verbose:
         yield from loop
@@ -360,3 +324,6 @@ def _shown(loop: Loop, n: int, verbose: bool) -> Iterator[GenerationStep]:
     from rich.progress import track
 
     yield from track(loop, "generating", total=n, console=Console(stderr=True), transient=True)
+
+
+_TAKEN = [n for n in signature(Generating.generate).parameters if n not in ("self", "unknown")]

@@ -77,12 +77,15 @@ class Loop:
         sampling = plan.settings.sampling
         real = tuple(reason is None for reason in self._stopped)
         exact = logits if logits.dtype == torch.float64 else logits.float()
-        alive = [n for n, on in zip(exact.amax(1).tolist(), real, strict=True) if on]
+        total = exact.logsumexp(1)
+        alive = [n for n, on in zip(total.tolist(), real, strict=True) if on]
         refuse_not_finite(alive, step)  # before a draw from it
         processed = sampling.processed(exact, counts)
         tokens = sampling.choose(processed, generator)
-        own = _log_probs(exact, tokens)
-        filtered = own if processed is exact else _log_probs(processed, tokens)
+        own = _at(exact, tokens) - total
+        filtered = own
+        if processed is not exact:
+            filtered = _at(processed, tokens) - processed.logsumexp(1)
         if not all(real):
             going = torch.tensor(real, device=tokens.device)
             tokens = tokens.where(going, plan.pad_id)
@@ -148,18 +151,17 @@ class Loop:
         )
 
 
-def refuse_not_finite(largest: Sequence[float], step: int) -> None:
-    """Raise ValueError if the largest number that a new token is chosen by is none."""
-    if not all(map(math.isfinite, largest)):
+def refuse_not_finite(numbers: Sequence[float], step: int) -> None:
+    """Raise ValueError unless all are finite, of which one stands for the logits of each row."""
+    if not all(map(math.isfinite, numbers)):
         raise ValueError(
             f"the logits that predict new token {step} are not finite: a hook, an edit, or the "
             f"dtype made them so."
         )
 
 
-def _log_probs(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, " row"]) -> Tensor:
-    chosen = logits.gather(1, tokens[:, None])[:, 0]
-    return chosen - logits.logsumexp(1)
+def _at(logits: Float[Tensor, "row d_vocab"], tokens: Int[Tensor, " row"]) -> Tensor:
+    return logits.gather(1, tokens[:, None])[:, 0]
 
 
 def assembled(

@@ -6,7 +6,7 @@ and values in one matrix, `x @ W`), stacked over layers. Activations are `batch 
 This file computes; [`interp.hooked`][] is what a user holds.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from operator import attrgetter
 from typing import NamedTuple
@@ -305,7 +305,7 @@ class GPT2(nn.Module):
         unembed: bool,
         past: KeyValueCache | None,
         frozen: bool,
-        blocks: Sequence[tuple[int, BlockWeights]] | None = None,
+        blocks: Iterable[tuple[int, BlockWeights]] | None = None,
     ) -> Tensor:
         """From tokens (or the residual that enters block `start_at_layer`) to logits (or the
         residual that enters block `stop_at_layer`, or without `unembed` what the final layer norm
@@ -324,7 +324,7 @@ class GPT2(nn.Module):
             residual = self.embed(input, visible.positions, at, frozen)
         stop = self.cfg.n_layers if stop_at_layer is None else stop_at_layer
         if blocks is None:
-            blocks = list(self.block_weights(start_at_layer, stop, frozen=frozen))
+            blocks = self.block_weights(start_at_layer, stop, frozen=frozen)
         for layer, weights in blocks:
             inside = listeners.within(f"blocks.{layer}.")
             residual = self.block(layer, residual, weights, inside, visible, past)

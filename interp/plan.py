@@ -17,7 +17,7 @@ from interp.kv_cache import KeyValueCache
 from interp.model import GPT2
 from interp.passes import Passes
 from interp.run import Run
-from interp.sampling import Sampling
+from interp.sampling import Sampling, check_flag, check_number
 from interp.tokenizer import Tokenizer
 
 
@@ -42,14 +42,10 @@ class Settings:
 
     def __post_init__(self) -> None:
         for name in ("max_new_tokens", "num_return_sequences", "num_beams"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int):
-                raise TypeError(f"{name} is a whole number, 1 or more, not {value!r}.")
-            if value < 1:
-                raise ValueError(f"{name} is a whole number, 1 or more, not {value!r}.")
+            what = "a whole number, 1 or more"
+            check_number(name, getattr(self, name), what, lambda x: x >= 1, whole=True)
         for name in ("stop_at_eos", "use_past_kv_cache", "early_stopping"):
-            if not isinstance(getattr(self, name), bool):
-                raise TypeError(f"{name} is True or False, not {getattr(self, name)!r}.")
+            check_flag(name, getattr(self, name))
         if isinstance(self.length_penalty, bool) or not isinstance(
             self.length_penalty, int | float
         ):

@@ -1,7 +1,8 @@
 """What one forward pass is asked to do, checked before it begins, and how its end is answered."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -88,18 +89,26 @@ class Run:
         return loss if self.return_type == "loss" else LogitsAndLoss(out, loss)
 
 
-def known_arguments(given: dict[str, Any]) -> dict[str, Any]:
+def known_arguments(
+    given: dict[str, Any],
+    known: Sequence[str] = ARGUMENTS,
+    taker: str = "A run",
+    elsewhere: Mapping[str, str] = MappingProxyType({}),
+) -> dict[str, Any]:
     """`given` as it is.
 
+    Args:
+        known: the keywords there are.
+        taker: what takes them, for the error.
+        elsewhere: what to say of some that there are not.
+
     Raises:
-        TypeError: a keyword that no run takes; names the nearest that it does.
+        TypeError: another keyword; names the nearest.
     """
     for name in given:
-        if name not in ARGUMENTS:
-            raise TypeError(
-                f"unknown keyword {name!r}.{nearest(name, ARGUMENTS)} A run takes: "
-                f"{', '.join(ARGUMENTS)}."
-            )
+        if name not in known:
+            hint = f" {elsewhere[name]}." if name in elsewhere else nearest(name, known)
+            raise TypeError(f"unknown keyword {name!r}.{hint} {taker} takes: {', '.join(known)}.")
     return given
 
 

@@ -13,7 +13,9 @@ top-k, top-p, min-p. What a filter removes has a logit of -inf.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -51,15 +53,15 @@ class Sampling:
     freq_penalty: float | int = 0.0
 
     def __post_init__(self) -> None:
-        _check_flag("do_sample", self.do_sample)
-        _check("temperature", self.temperature, _TEMPERATURE, lambda x: x == 0 or x >= 1e-6)
-        _check("top_k", self.top_k, "a whole number, 1 or more", lambda x: x >= 1, whole=True)
-        _check("top_p", self.top_p, "a number above 0, at most 1", lambda x: 0 < x <= 1)
-        _check("min_p", self.min_p, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+        check_flag("do_sample", self.do_sample)
+        check_number("temperature", self.temperature, _TEMPERATURE, lambda x: x == 0 or x >= 1e-6)
+        check_number("top_k", self.top_k, "a whole number, 1 or more", lambda x: x >= 1, whole=True)
+        check_number("top_p", self.top_p, "a number above 0, at most 1", lambda x: 0 < x <= 1)
+        check_number("min_p", self.min_p, "a number from 0 to 1", lambda x: 0 <= x <= 1)
         # Wider, and float32 could not hold what comes of it.
-        _check("repetition_penalty", self.repetition_penalty, "a number from 0.001 to 1000",
+        check_number("repetition_penalty", self.repetition_penalty, "a number from 0.001 to 1000",
                lambda x: 1e-3 <= x <= 1e3)  # fmt: skip
-        _check("freq_penalty", self.freq_penalty, "a number from -1e6 to 1e6",
+        check_number("freq_penalty", self.freq_penalty, "a number from -1e6 to 1e6",
                lambda x: abs(x) <= 1e6)  # fmt: skip
         if not self.do_sample:
             unused = [n for n in ("top_k", "top_p", "min_p") if getattr(self, n) is not None]
@@ -150,12 +152,16 @@ def draw(logits: Logits, generator: torch.Generator) -> Int[Tensor, " row"]:
     return torch.searchsorted(cumulated, passed, right=True)[:, 0]
 
 
-def _check_flag(name: str, value: object) -> None:
+def check_flag(name: str, value: object) -> None:
+    """Raise TypeError unless a setting is True or False."""
     if not isinstance(value, bool):
         raise TypeError(f"{name} is True or False, not {value!r}.")
 
 
-def _check(name: str, value: object, what: str, fits: object, *, whole: bool = False) -> None:
+def check_number(
+    name: str, value: Any, what: str, fits: Callable[[Any], bool], *, whole: bool = False
+) -> None:
+    """Raise TypeError unless a setting is a number, ValueError unless it `fits`."""
     if value is None and name in ("top_k", "top_p", "min_p"):
         return
     kinds = int if whole else (int, float)
@@ -165,5 +171,5 @@ def _check(name: str, value: object, what: str, fits: object, *, whole: bool = F
         finite = math.isfinite(value)
     except OverflowError:  # a whole number beyond all floats
         finite = False
-    if not finite or not fits(value):  # pyright: ignore[reportCallIssue]
+    if not finite or not fits(value):
         raise ValueError(f"{name} is {what}, not {value!r}.")

@@ -17,6 +17,16 @@ ZERO = torch.zeros(4, dtype=torch.float64)
 AB = torch.tensor([[0, 1]])
 
 
+def blank_model(cfg: HookedGPT2Config) -> HookedGPT2:
+    """All weights 0, and layer norms that only normalise."""
+    model = HookedGPT2.from_config(cfg, dtype="float64").requires_grad_(False)
+    for parameter in model.parameters():
+        parameter.zero_()
+    for norm in ("ln_1.weight", "ln_2.weight", "ln_f.weight"):
+        model.get_parameter(norm).fill_(1)
+    return model
+
+
 def micro_model() -> HookedGPT2:
     cfg = HookedGPT2Config(
         n_layers=1,
@@ -29,11 +39,7 @@ def micro_model() -> HookedGPT2:
         eps=1e-14,
         tie_word_embeddings=False,
     )
-    model = HookedGPT2.from_config(cfg, dtype="float64").requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.zero_()
-    for norm in ("ln_1.weight", "ln_2.weight", "ln_f.weight"):
-        model.get_parameter(norm).fill_(1)
+    model = blank_model(cfg)
     model.W_E[:] = torch.stack([A, B, C])
     model.W_V[0, 0, :, 0] = B
     model.W_O[0, 0, 0] = B

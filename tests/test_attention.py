@@ -15,6 +15,7 @@ import pandas as pd
 import pytest
 import torch
 from _browser import Browser
+from _tokenizers import byte_tokenizer
 from rich.console import Console
 from torch import Tensor
 
@@ -27,7 +28,6 @@ from analyses._views import attention_figures as figures
 from analyses._views import attention_page
 from analyses.attention import MATRICES, AttentionDifference, AttentionPatterns, attention
 from interp import HookedGPT2, HookedGPT2Config
-from interp.tokenizer import Tokenizer
 
 CFG = dict(
     n_layers=3, d_model=12, n_heads=2, d_head=6, d_mlp=24, n_ctx=64, d_vocab=264, act_fn="gelu_new"
@@ -43,23 +43,9 @@ ALL = [Head(layer, head) for layer in range(3) for head in range(2)]
 TOKENS = torch.tensor([5, 80, 5, 200, 17, 80, 3])
 
 
-def tokenizer() -> Tokenizer:
-    """Every byte is a token; so are some texts that try to break out of pages and terminals."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken("<|endoftext|>", normalized=False)])
-    backend.add_tokens([AddedToken(text, normalized=False) for text in HOSTILE])
-    return Tokenizer(backend, d_vocab=264)
-
-
 def build(variant: str = "plain", dtype: torch.dtype = torch.float64) -> HookedGPT2:
     cfg = HookedGPT2Config(**CFG, **VARIANTS[variant])  # type: ignore[arg-type]
-    model = HookedGPT2.from_config(cfg, seed=1, tokenizer=tokenizer(), dtype=dtype)
+    model = HookedGPT2.from_config(cfg, seed=1, tokenizer=byte_tokenizer(HOSTILE, 264), dtype=dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             # As initialised, attention is nearly uniform, and biases are zero.

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from _micro import blank_model
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn.functional import one_hot
@@ -666,11 +667,7 @@ def copier(n_vocab=6):
         d_vocab=d,
         tie_word_embeddings=False,
     )
-    model = HookedGPT2.from_config(cfg, dtype="float64").requires_grad_(False)
-    for parameter in model.parameters():
-        parameter.zero_()
-    for norm in ("ln_1.weight", "ln_2.weight", "ln_f.weight"):
-        model.get_parameter(norm).fill_(1)
+    model = blank_model(cfg)
     # Token i is +1 at i and -1 at d + i: its mean is 0.
     model.W_E[:] = torch.cat([torch.eye(d), -torch.eye(d)], 1)
     model.W_U[:] = model.W_E.T

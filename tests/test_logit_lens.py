@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from _tokenizers import byte_tokenizer
 from rich.console import Console
 from torch import Tensor
 
@@ -19,7 +20,6 @@ from analyses._views import logit_lens as views
 from analyses.logit_lens import POINTS, LensPoint, LogitLens, lens_logits, logit_lens
 from analyses.report import weights_sha256
 from interp import HookedGPT2, HookedGPT2Config
-from interp.tokenizer import Tokenizer
 
 CFG = HookedGPT2Config(
     n_layers=3, d_model=16, n_heads=2, d_head=8, d_mlp=32, n_ctx=24, d_vocab=264, act_fn="gelu_new"
@@ -27,22 +27,10 @@ CFG = HookedGPT2Config(
 HOSTILE = ["</script>", "<!--", "<b>&amp;", '"onload="', " Mary", "\n", "\x1b[31m"]
 
 
-def tokenizer() -> Tokenizer:
-    """Every byte is a token; so are some texts that try to break out of pages and terminals."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken("<|endoftext|>", normalized=False)])
-    backend.add_tokens([AddedToken(text, normalized=False) for text in HOSTILE])
-    return Tokenizer(backend, d_vocab=CFG.d_vocab)
-
-
 def build(dtype: torch.dtype = torch.float64, cfg: HookedGPT2Config = CFG) -> HookedGPT2:
-    model = HookedGPT2.from_config(cfg, seed=1, tokenizer=tokenizer(), dtype=dtype)
+    model = HookedGPT2.from_config(
+        cfg, seed=1, tokenizer=byte_tokenizer(HOSTILE, CFG.d_vocab), dtype=dtype
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(8)  # as initialised, all predictions are nearly uniform

@@ -16,6 +16,7 @@ import pytest
 import torch
 from _browser import Browser
 from _commands import help_without_torch
+from _tokenizers import byte_tokenizer
 from rich.console import Console
 from torch import Tensor
 
@@ -30,7 +31,6 @@ from analyses._views import next_token as views
 from analyses.next_token import branches, next_token, surprisal
 from analyses.report import weights_sha256
 from interp import HookedGPT2, HookedGPT2Config
-from interp.tokenizer import Tokenizer
 
 CFG = HookedGPT2Config(
     n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, n_ctx=24, d_vocab=264, act_fn="gelu_new"
@@ -40,22 +40,10 @@ IOI = "When Mary and John went to the store, John gave a drink to"
 EXACT = {"rtol": 0, "atol": 1e-9}
 
 
-def tokenizer() -> Tokenizer:
-    """Every byte is a token; so are some texts that try to break out of pages and terminals."""
-    from tokenizers import AddedToken, decoders, models, pre_tokenizers
-    from tokenizers import Tokenizer as Backend
-
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    backend = Backend(models.BPE(vocab={c: i for i, c in enumerate(letters)}, merges=[]))
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    backend.add_special_tokens([AddedToken("<|endoftext|>", normalized=False)])
-    backend.add_tokens([AddedToken(text, normalized=False) for text in HOSTILE])
-    return Tokenizer(backend, d_vocab=CFG.d_vocab)
-
-
 def build(dtype: torch.dtype = torch.float64) -> HookedGPT2:
-    model = HookedGPT2.from_config(CFG, seed=1, tokenizer=tokenizer(), dtype=dtype)
+    model = HookedGPT2.from_config(
+        CFG, seed=1, tokenizer=byte_tokenizer(HOSTILE, CFG.d_vocab), dtype=dtype
+    )
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(6)  # as initialised, all predictions are nearly uniform

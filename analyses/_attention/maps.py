@@ -4,7 +4,6 @@
 """
 
 import math
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -16,6 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from analyses import report
+from analyses._arguments import listed, whole
 from analyses._attention.matrices import MATRICES, checked_matrix
 from analyses._heads.names import Head, checked_heads, checked_layers
 
@@ -385,12 +385,7 @@ class AttentionMaps(ABC):
 
 
 def _whole_numbers(positions: Any) -> list[int]:
-    """One whole number or several, those of numpy and torch too."""
-    several = isinstance(positions, Iterable) and not isinstance(positions, str)
-    asked: list[Any] = list(positions) if several and getattr(positions, "ndim", 1) else [positions]
+    asked = listed(positions)
     if not asked:
         raise ValueError("positions is empty; leave it out for all")
-    try:
-        return [operator.index(position) for position in asked]
-    except TypeError:
-        raise TypeError(f"positions are whole numbers, not {positions!r}") from None
+    return [whole(position, "positions are whole numbers") for position in asked]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses import report
+from analyses import cli, report
 from analyses._attention.maps import AttentionMaps
 from analyses._attention.matrices import checked_matrix
 
@@ -239,14 +239,14 @@ class AttentionPatterns(AttentionMaps):
             rows = {}
             for name in ("pattern", "scores"):
                 matrix = self.of_heads(name, [i])[0].tolist()
-                rows[name] = [[_finite(x) for x in row[: j + 1]] for j, row in enumerate(matrix)]
+                rows[name] = cli.finite([row[: j + 1] for j, row in enumerate(matrix)])
             heads.append(
                 {
                     "layer": head.layer,
                     "head": head.head,
                     "scale": float(self.scale[i]),
-                    "value_norms": [_finite(self.value_norms[i, p]) for p in self.positions],
-                    "output_norms": [_finite(self.output_norms[i, p]) for p in self.positions],
+                    "value_norms": cli.finite(self.value_norms[i, list(self.positions)].tolist()),
+                    "output_norms": cli.finite(self.output_norms[i, list(self.positions)].tolist()),
                 }
                 | rows
             )
@@ -319,7 +319,7 @@ class AttentionDifference(AttentionMaps):
         ]
         return {
             "heads": [str(head) for head in self.heads],
-            "pattern": [[[_finite(x) for x in row] for row in rows] for rows in differences],
+            "pattern": cli.finite(differences),
             "first": self.first.to_dict(),
             "second": self.second.to_dict(),
         }
@@ -332,8 +332,3 @@ class AttentionDifference(AttentionMaps):
 
 def _listed(result: AttentionPatterns) -> str:
     return f"{result.n_tokens} are {list(result.str_tokens)!r}"
-
-
-def _finite(value: Any) -> float | None:
-    number = float(value)
-    return number if math.isfinite(number) else None

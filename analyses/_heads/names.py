@@ -1,11 +1,11 @@
 """Heads by name: `3.1` is head 1 of layer 3, here and in every table, figure and command."""
 
-import operator
 import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from analyses import cli
+from analyses._arguments import listed, whole
 
 _NAME = re.compile(r"(-?\d+)\.(-?\d+)")
 _FORM = "a head is written layer.head, such as 3.1"
@@ -92,10 +92,9 @@ def checked_layers(asked: Any, n_layers: int) -> tuple[int, ...]:
     """
     if asked is None:
         return tuple(range(n_layers))
-    one = isinstance(asked, str) or not isinstance(asked, Iterable)
     found: list[int] = []
-    for value in [asked] if one or getattr(asked, "ndim", 1) == 0 else list(asked):
-        layer = _whole(value, "a layer is a whole number")
+    for value in listed(asked):
+        layer = whole(value, "a layer is a whole number")
         if not -n_layers <= layer < n_layers:
             raise IndexError(
                 f"layer {layer} is out of range: there are {n_layers} layers, 0 to {n_layers - 1} "
@@ -175,14 +174,5 @@ def _named(one: Any) -> Head:
         parts = list(one)
         if len(parts) == 2:
             rule = f"{_FORM}, or a pair of whole numbers"
-            return Head(_whole(parts[0], rule), _whole(parts[1], rule))
+            return Head(whole(parts[0], rule), whole(parts[1], rule))
     raise TypeError(f"{one!r} is no head: {_FORM}, or a pair (3, 1)")
-
-
-def _whole(value: Any, rule: str) -> int:
-    if not isinstance(value, bool):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise TypeError(f"{rule}, not {value!r}")

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses import report
+from analyses import cli, report
 from analyses._heads.copying import CopyingScores
 from analyses._heads.names import Head, checked_heads
 from analyses._heads.run import KeptPatterns
@@ -266,10 +266,10 @@ class HeadScores:
             "str_tokens": [list(row) for row in self.str_tokens],
             "scores": {
                 name: {
-                    "mean": _plain(self[name].tolist()),
-                    "per_example": _plain(values.tolist()),
+                    "mean": cli.finite(self[name].tolist()),
+                    "per_example": cli.finite(values.tolist()),
                     "queries": list(self.queries[name]),
-                    "even": _plain(list(self.even[name])),
+                    "even": cli.finite(list(self.even[name])),
                 }
                 for name, values in self.per_example.items()
             },
@@ -366,9 +366,3 @@ def _rows(
         }
         for ((layer, head), value), error in zip(_items(values), errors, strict=True)
     ]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value if math.isfinite(value) else None

@@ -1,13 +1,13 @@
 """What callers of the logit lens give, checked and in one form."""
 
-import operator
-from collections.abc import Iterable, Sequence
-from typing import Any, SupportsIndex
+from collections.abc import Sequence
+from typing import SupportsIndex
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from analyses._arguments import listed, whole
 from analyses._lens.points import POINTS
 from hooks.names import nearest
 from interp import HookedGPT2
@@ -45,23 +45,6 @@ def checked_ids(tokens: Tensor, attention_mask: Tensor | None) -> tuple[Tensor, 
     if not bool(mask.any(dim=1).all()):
         raise ValueError("attention_mask leaves a prompt without any token")
     return tokens, mask
-
-
-def listed(given: Any) -> list[Any]:
-    """One thing or several as a list, numbers of numpy and torch as Python's own."""
-    one = isinstance(given, str) or not isinstance(given, Iterable)
-    several: list[Any] = [given] if one or getattr(given, "ndim", 1) == 0 else list(given)
-    return [item.item() if getattr(item, "ndim", None) == 0 else item for item in several]
-
-
-def whole(value: Any, rule: str) -> int:
-    """A whole number of any library; `rule` is what the error says is one."""
-    if not isinstance(value, bool):
-        try:
-            return operator.index(value)
-        except TypeError:
-            pass
-    raise TypeError(f"{rule}, not {value!r}")
 
 
 def asked_positions(

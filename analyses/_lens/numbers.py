@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from analyses import cli
+from analyses._distributions import entropy, ranks
 from analyses._lens.points import LensPoint
 from interp import HookedGPT2
 
@@ -66,18 +67,13 @@ def read(
             if first == 0:
                 last = log_probs[0]
             top_log_probs, top_tokens = log_probs.topk(top_k)
-            probs = log_probs.exp()
-            of_targets = log_probs[..., targets]
-            # Ties share the best rank. Compared in the model's own numbers, where ties are exact.
-            ranks = [(logits > logits[..., t, None]).sum(-1) for t in target_ids]
             numbers = Numbers(
                 top_tokens,
                 top_log_probs,
-                # -0.0 for a distribution that is certain would print as such.
-                -torch.where(probs == 0, 0.0, probs * log_probs).sum(-1) + 0.0,
+                entropy(log_probs),
                 _kl(last, log_probs),
-                of_targets,
-                torch.stack(ranks, -1) if ranks else top_tokens[..., :0],
+                log_probs[..., targets],
+                ranks(logits, logits[..., targets]),
             )
             for index, point in enumerate(group):
                 found[point] = Numbers(*(values[index].cpu() for values in numbers))

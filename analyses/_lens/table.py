@@ -72,12 +72,3 @@ def frame(lens: "LogitLens") -> "pd.DataFrame":
     columns = [*WHERE, "quantity", "k", "predicted_id", "predicted", "value"]
     frame = pd.DataFrame.from_records(list(records()), columns=columns)
     return frame.astype({"k": "Int64", "predicted_id": "Int64", "value": "float64"})
-
-
-def finite(value: Any) -> Any:
-    """The same with None for numbers that are not finite, which JSON does not have."""
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if isinstance(value, list):
-        return [finite(item) for item in value]
-    return {k: finite(v) for k, v in value.items()} if isinstance(value, dict) else value

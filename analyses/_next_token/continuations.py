@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from analyses._lens.arguments import listed, whole
+from analyses._arguments import listed, whole
 from analyses.prompts import token_string
 from interp import HookedGPT2, Tokenizer
 from interp.tokenizer import TokenizerError
@@ -43,7 +43,7 @@ def checked_continuations(model: HookedGPT2, given: Any) -> tuple[Continuation, 
     """
     found: list[Continuation] = []
     for one in listed(given):
-        made = _of_text(model, one) if isinstance(one, str) else _of_ids(model, one)
+        made = of_text(model, one) if isinstance(one, str) else _of_ids(model, one)
         if any(made.ids == other.ids for other in found):
             raise ValueError(f"continuation {one!r} is given twice (tokens {list(made.ids)})")
         found.append(made)
@@ -56,10 +56,6 @@ def of_text(model: HookedGPT2, text: str) -> Continuation:
     Raises:
         ValueError: it is empty, or `<|endoftext|>` stands before its end.
     """
-    return _of_text(model, text)
-
-
-def _of_text(model: HookedGPT2, text: str) -> Continuation:
     if not text:
         raise ValueError("a continuation is empty: expected text such as ' Mary', or token ids")
     batch = model.tokenize(text, prepend_bos=False)
@@ -133,7 +129,7 @@ def check_seams(
             if tokenizer is None or together is None:
                 continue
             which = f"prompt {number}" if len(prompts) > 1 else "this prompt"
-            start = _first_difference(together, [*ids, *one.ids])
+            start = first_difference(together, [*ids, *one.ids])
             start = max(0, min(start, len(ids)) - _SHOWN)
             apart = [*tokenizer.to_str_tokens([*ids, *one.ids][start:])]
             raise ValueError(
@@ -160,13 +156,14 @@ def joint(
         text = str(tokenizer.to_string(own)) if own else ""
         if own and tokenizer.to_tokens(text, prepend_bos=False)[0].tolist() != own:
             return None
-        whole = text + str(continuation.text)
-        together = tokenizer.to_tokens(whole, prepend_bos=False)[0].tolist()
+        both = text + str(continuation.text)
+        together = tokenizer.to_tokens(both, prepend_bos=False)[0].tolist()
     except TokenizerError:  # ids that are in no text
         return None
     return None if together == [*own, *continuation.ids] else [*before, *together]
 
 
-def _first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+def first_difference(a: Sequence[int], b: Sequence[int]) -> int:
+    """The first place at which two sequences differ, or the length of the shorter."""
     pairs = zip(a, b, strict=False)
     return next((i for i, (x, y) in enumerate(pairs) if x != y), min(len(a), len(b)))

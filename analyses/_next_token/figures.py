@@ -201,7 +201,7 @@ def _numbers(values: Any) -> list[float | None]:
 
 def _isolated(text: str) -> str:
     """As plotly's markup, and so that words written from right to left leave the rest in place."""
-    return f"\u2068{report.plotly_text(text)}\u2069"
+    return report.isolated(report.plotly_text(text))
 
 
 def _plain_lines(text: str) -> str:

@@ -12,6 +12,7 @@ from analyses._next_token.surprisal import Surprisal
 from analyses._next_token.tree import Branches
 from analyses._views import next_token as views
 from analyses._views.sources import add_rest, table_of
+from analyses._views.words import bos_note, count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -99,7 +100,7 @@ def _add_prompt(
     page.heading((name or "Prompt") + (f", {batch}" if len(first.tokens) > 1 else ""))
     if not isinstance(first, Surprisal):  # that shows them in colours
         page.tokens([views.token(first, id) for id in ids], first.prepend_bos is True)
-    page.text(f"{views.count(len(ids), 'token')}, {views.bos_note(first.prepend_bos)}.")
+    page.text(f"{count(len(ids), 'token')}, {bos_note(first.prepend_bos)}.")
     for result in found:
         if isinstance(result, NextToken):
             _add_next(page, result, batch, figures)
@@ -115,7 +116,7 @@ def _add_next(page: report.Page, result: NextToken, batch: int, figures: bool) -
     together = float(result.top_probs[batch].sum())
     page.text(
         f"Entropy {views.nats_and_bits(float(result.entropy[batch]))}. The "
-        f"{views.count(result.top_tokens.shape[1], 'token')} shown have {together:.3f} of the "
+        f"{count(result.top_tokens.shape[1], 'token')} shown have {together:.3f} of the "
         "probability together."
     )
     if figures:
@@ -142,7 +143,7 @@ def _add_tree(page: report.Page, tree: Branches, figures: bool) -> None:
             "The number at a token is its own probability there; a line is as wide as the whole "
             "branch up to it is probable. The likeliest way on goes straight. Hover for more.",
         )
-    with _below_figure(page, f"As a table ({views.count(len(tree), 'node')})", figures):
+    with _below_figure(page, f"As a table ({count(len(tree), 'node')})", figures):
         page.table(
             ["token", "p", "p of the branch", "log p of the branch"],
             [
@@ -180,7 +181,7 @@ def _add_surprisal(page: report.Page, result: Surprisal, batch: int, figures: bo
         )
     scored = [row for row in rows if row["rank"] is not None]
     listed = sorted(scored, key=lambda row: -row["surprisal"])[:_MOST_SURPRISING]
-    with page.folded(f"The {views.count(len(listed), 'most surprising token')}"):
+    with page.folded(f"The {count(len(listed), 'most surprising token')}"):
         _add_columns(page, *views.surprisal_columns(listed, limit))
 
 

@@ -1,6 +1,7 @@
 """The results of [`analyses.next_token`][]: predictions, branches, surprisal."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -9,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses import report
-from analyses._lens.table import finite
+from analyses import cli, report
 from analyses._next_token.continuations import Continuation
+from analyses._views.words import bos_note
 
 if TYPE_CHECKING:
     from typing import Self
@@ -25,7 +26,7 @@ NATS_PER_BIT = math.log(2)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class PromptsResult:
+class PromptsResult(ABC):
     """What the results have in common.
 
     Attributes:
@@ -49,9 +50,9 @@ class PromptsResult:
         """The tokens of each prompt as strings, without padding."""
         return [[self.strings[id] for id in row] for row in self.tokens]
 
+    @abstractmethod
     def rows(self) -> Iterator[dict[str, Any]]:
         """The lines of `to_frame` as plain data."""
-        raise NotImplementedError
 
     def to_frame(self) -> "pd.DataFrame":
         """A table; see the class that it is of."""
@@ -61,9 +62,9 @@ class PromptsResult:
         frame = pd.DataFrame({name: [row[name] for row in rows] for name in self._columns})
         return frame.astype({n: kind for n, kind in self._columns.items() if kind})
 
+    @abstractmethod
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain data, ready for JSON. A number that is not finite is None."""
-        raise NotImplementedError
 
     def page(self) -> report.Page:
         """The page that `to_html` writes."""
@@ -97,8 +98,6 @@ class PromptsResult:
 
     def _about(self) -> str:
         """Model, prompts and `<|endoftext|>`, for `repr`."""
-        from analyses._views.next_token import bos_note
-
         lengths = sorted({len(row) for row in self.tokens})
         length = str(lengths[0]) if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}"
         n = len(self.tokens)
@@ -255,7 +254,7 @@ class NextToken(PromptsResult):
                 {"text": one.text, "from_text": one.from_text, "ids": list(one.ids)}
                 for one in self.continuations
             ],
-            "next": [finite(row) for row in self.rows()],
+            "next": [cli.finite(row) for row in self.rows()],
         }
 
     def plot(self, batch: int = 0) -> "go.Figure":

@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses._lens.arguments import whole
+from analyses._arguments import whole
+from analyses._distributions import entropy, ranks
 from analyses.prompts import Prompts
 from interp import HookedGPT2, KeyValueCache
 from interp.plan import left_padded
@@ -67,20 +68,16 @@ def read(
         # From the largest, which a tiny temperature would otherwise take beyond all numbers.
         below = logits.to(dtype) - best[:, :1].to(dtype)
         log_probs = (below / temperature).log_softmax(-1)
-        probs = log_probs.exp()
         wanted = logits.gather(1, targets[here])
-        # Ties share the best rank. Compared in the model's own numbers, where ties are exact.
-        ranks = [(logits > column[:, None]).sum(-1) for column in wanted.unbind(1)]
         chunks.append(
             Numbers(
                 top_tokens,
                 best.to(dtype),
                 log_probs.gather(1, top_tokens),
-                # -0.0 for a distribution that is certain would print as such.
-                -torch.where(probs == 0, 0.0, probs * log_probs).sum(-1) + 0.0,
+                entropy(log_probs),
                 wanted.to(dtype),
                 log_probs.gather(1, targets[here]),
-                torch.stack(ranks, 1) if ranks else targets[here],
+                ranks(logits, wanted),
             )
         )
     return Numbers(*(torch.cat(parts).cpu() for parts in zip(*chunks, strict=True)))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from analyses import cli, report
-from analyses._lens.arguments import whole
-from analyses._next_token.continuations import joint, of_text
+from analyses._arguments import whole
+from analyses._next_token.continuations import first_difference, joint, of_text
 from analyses._next_token.result import NextToken
 from analyses._next_token.run import (
     checked_temperature,
@@ -156,11 +156,8 @@ class Session:
         other = None
         if self._model.tokenizer is not None:
             together = joint(self._model.tokenizer, self.ids, one)
-            apart = [*self.ids, *one.ids]
             if together is not None:
-                same = 0
-                while same < len(self.ids) and together[same : same + 1] == [apart[same]]:
-                    same += 1
+                same = first_difference(together, self.ids)
                 other = tuple(self._model.to_str_tokens(together[same:]))
         self._read(list(one.ids))
         return one.str_tokens, other

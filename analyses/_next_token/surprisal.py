@@ -25,8 +25,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses import cli, report
-from analyses._lens.arguments import whole
-from analyses._lens.table import finite
+from analyses._arguments import whole
 from analyses._next_token.result import NATS_PER_BIT, PromptsResult
 from analyses._next_token.run import checked_top_k, hidden_states, ids_of, read
 from analyses.prompts import Prompts, token_string
@@ -318,7 +317,7 @@ class Surprisal(PromptsResult):
                     self.scored.tolist(), self.total.tolist(), self.perplexity.tolist(), strict=True
                 )
             ],
-            "surprisal": [finite(row) for row in self.rows()],
+            "surprisal": [cli.finite(row) for row in self.rows()],
         }  # fmt: skip
 
     def plot(self, batch: int = 0) -> "go.Figure":

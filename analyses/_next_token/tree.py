@@ -19,9 +19,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses import report
-from analyses._lens.arguments import whole
-from analyses._lens.table import finite
+from analyses import cli, report
+from analyses._arguments import whole
 from analyses._next_token.result import PromptsResult
 from analyses._next_token.run import Prefixes, checked_temperature, checked_top_k, ids_of, read
 from analyses.prompts import Prompts, token_string
@@ -320,7 +319,7 @@ class Branches(PromptsResult):
             "max_nodes": self.max_nodes,
             "left_out": self.left_out,
             "mass": self.mass.tolist(),
-            "nodes": [finite(row) for row in self.rows()],
+            "nodes": [cli.finite(row) for row in self.rows()],
         }
 
     def plot(self) -> "go.Figure":

@@ -181,7 +181,7 @@ class HeadMaps:
             packed["linkKeys"] = _base64(strongest.to(torch.int32))
             packed["linkValues"] = _base64(values.gather(-1, strongest))
             packed["nLinks"] = strongest.shape[-1]
-            cells = _pooled(values, block)
+            cells = pooled(values, block)
         side = cells.shape[-1]
         if kind.causal:
             rows, columns = torch.tril_indices(side, side)
@@ -206,8 +206,8 @@ class HeadMaps:
         )
 
 
-def _pooled(values: "Tensor", block: int) -> "Tensor":
-    """The number of largest magnitude in each block, with its sign."""
+def pooled(values: "Tensor", block: int) -> "Tensor":
+    """The number of largest magnitude in each block of the last two axes, with its sign."""
     from torch.nn.functional import max_pool2d
 
     # With `ceil_mode` blocks at the right and lower edge are what is left there.

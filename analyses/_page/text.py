@@ -35,6 +35,11 @@ def plotly_text(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
+def isolated(text: str) -> str:
+    """`text` so that, written from right to left, it does not turn what stands beside it round."""
+    return f"\u2068{text}\u2069"
+
+
 def script_json(value: Any) -> str:
     """JSON that is safe inside `<script>`: no `<`, so neither `</script>` nor `<!--` can occur."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))

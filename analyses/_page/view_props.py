@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from analyses import cli
-from analyses._page.text import rounded
+from analyses._page.text import isolated, rounded
 
 # How long tokens may be, in columns of a terminal: in running text, and elsewhere (at the axes of
 # charts, in tables); and names.
@@ -224,7 +224,7 @@ class Props:
         if shown != whole:
             self._shortened.append((where.removeprefix(f"{self.component}: "), whole))
         if any(unicodedata.bidirectional(c) in ("R", "AL", "AN") for c in shown):
-            shown = f"\u2068{shown}\u2069"  # the number behind it stays behind it
+            shown = isolated(shown)  # the number behind it stays behind it
         if self.component in _WRITES_HTML:
             # Neither starts a tag or an entity before a word joiner, which has no width.
             shown = shown.replace("<", "<\u2060").replace("&", "&\u2060")

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from analyses import cli
 from analyses._attention.matrices import MATRICES
 from analyses._heads.names import Head
+from analyses._views.words import bos_note, count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -21,18 +22,6 @@ if TYPE_CHECKING:
 
 # A head's map in the terminal is for prompts that can be taken in at a glance.
 _MOST_GRID = 40
-
-
-def bos_note(prepend_bos: bool | None) -> str:
-    """What happened to `<|endoftext|>`, in words."""
-    if prepend_bos is None:
-        return "given as token ids"
-    return f"<|endoftext|> {'' if prepend_bos else 'not '}prepended"
-
-
-def count(n: int, what: str) -> str:
-    """`1 token`, `2 tokens`."""
-    return f"{n} {what}{'s'[: n != 1]}"
 
 
 def prompts(result: "AttentionMaps") -> "list[tuple[str, AttentionPatterns]]":

@@ -7,6 +7,7 @@ import torch
 
 from analyses import report
 from analyses._attention.matrices import MATRICES
+from analyses._page.head_maps import pooled
 from analyses._views import attention as views
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def head_map(result: "AttentionMaps", index: int, matrix: str) -> "go.Figure":
     n = len(result.positions)
     # Names of rows and columns, which are all different as they begin with the position. They are
     # isolated, or words written from right to left would turn the hover text round.
-    names = [_isolated(report.plotly_text(one)) for one in views.labels(result)]
+    names = [report.isolated(report.plotly_text(one)) for one in views.labels(result)]
     shown = [
         report.plotly_text(f"{position}  {token}")
         for position, token in zip(result.positions, views.token_labels(result, 14), strict=True)
@@ -137,30 +138,19 @@ def attended(result: "AttentionMaps", index: int, slot: int, matrix: str) -> rep
     )
 
 
-def _isolated(text: str) -> str:
-    return f"\u2068{text}\u2069"
-
-
 def _block_labels(result: "AttentionMaps", block: int) -> list[str]:
     """What the rows and columns of a small map are, as plotly's markup."""
     if block == 1:
-        return [_isolated(report.plotly_text(label)) for label in views.labels(result)]
+        return [report.isolated(report.plotly_text(label)) for label in views.labels(result)]
     blocks = [result.positions[i : i + block] for i in range(0, len(result.positions), block)]
     return [f"{several[0]}–{several[-1]}" for several in blocks]
 
 
 def _pooled(values: "Tensor", block: int) -> "Tensor":
     """The value furthest from zero of each block, NaN where it has none."""
-    if block == 1:
-        return values
-    n = len(values)
-    side = math.ceil(n / block)
-    padded = values.new_full((side * block, side * block), math.nan)
-    padded[:n, :n] = values
-    blocks = padded.view(side, block, side, block).transpose(1, 2).flatten(2)
-    # NaN counts as nearest to zero, and is what a block of nothing else shows.
-    at = blocks.abs().nan_to_num(-1.0).argmax(-1, keepdim=True)
-    return torch.gather(blocks, -1, at)[..., 0]
+    there = pooled((~values.isnan()).to(values)[None], block)[0] > 0
+    numbers = values.nan_to_num(0.0, torch.inf, -torch.inf)
+    return pooled(numbers[None], block)[0].masked_fill(~there, math.nan)
 
 
 def _colours(result: "AttentionMaps", matrix: str, values: "Tensor") -> dict[str, Any]:

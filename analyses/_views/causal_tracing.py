@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from analyses import cli, report
 from analyses._views import effects as effects_views
+from analyses._views.words import bos_sentence
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -161,7 +162,9 @@ def page(name: str, trace: "CausalTrace", top_k: int = 10) -> report.Page:
 def _add_trace(page: report.Page, name: str, trace: "CausalTrace", top_k: int) -> None:
     page.heading(name)
     page.tokens(_tokens(trace), trace.prepend_bos is True)
-    page.text(f"{_summary(trace)} Tokens of the subject have a *. {_bos_note(trace)}.")
+    page.text(
+        f"{_summary(trace)} Tokens of the subject have a *. {bos_sentence(trace.prepend_bos)}."
+    )
     _add_views(page, trace, top_k)
 
 
@@ -202,7 +205,7 @@ def average_page(
     page.text(_average_summary(result))
     _add_views(page, result, top_k)
     page.heading("Facts")
-    page.text(f"{_bos_note(first)}. Tokens of the subject have a *.")
+    page.text(f"{bos_sentence(first.prepend_bos)}. Tokens of the subject have a *.")
     page.table(
         ["prompt", "answer", "p clean", "p corrupted", "total effect"],
         [
@@ -249,19 +252,13 @@ def _average_summary(result: "AverageTrace") -> str:
     return text
 
 
-def _bos_note(trace: "CausalTrace") -> str:
-    if trace.prepend_bos is None:
-        return "Given as token ids"
-    return f"<|endoftext|> {'' if trace.prepend_bos else 'not '}prepended"
-
-
 # ------------------------------------------------------------------ the terminal
 
 
 def show(trace: "CausalTrace", console: "Console", top_k: int) -> None:
     """Print a trace: a grid per view, and the strongest."""
     console.print(" ".join(_tokens(trace)), soft_wrap=True)
-    console.print(f"{_bos_note(trace)}; tokens of the subject have a *", style="dim")
+    console.print(f"{bos_sentence(trace.prepend_bos)}; tokens of the subject have a *", style="dim")
     console.print(_explained(trace.window, trace.noise, trace.samples, trace.seed), style="dim")
     console.print(_summary(trace))
     _show_views(trace.views, console, top_k)

@@ -350,11 +350,6 @@ def strongest(views: Sequence[tuple[str, "Effects"]], k: int) -> Strongest:
     return Strongest(headers, len(labels), rows, [distance / most for distance, _ in found])
 
 
-def add_strongest(page: report.Page, effects: "Effects", k: int) -> None:
-    """Put a table of the k strongest on a page."""
-    add_strongest_of(page, [(effects.name, effects)], k)
-
-
 def add_strongest_of(page: report.Page, views: Sequence[tuple[str, "Effects"]], k: int) -> None:
     """Put a table of the k strongest of several effects on the same axes on a page."""
     table = strongest(views, k)

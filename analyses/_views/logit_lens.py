@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from analyses import cli, report
 from analyses._views.sources import table_of
+from analyses._views.words import bos_note
 
 if TYPE_CHECKING:
     import plotly.graph_objects as go
@@ -22,13 +23,6 @@ _MOST_LABELS = 6000
 _PAGE_WIDTH = 1340
 _MARGIN = {"l": 10, "r": 10, "t": 40, "b": 10}  # above, plotly's tool bar (and buttons)
 _WIDEST = 16000  # browsers draw no wider picture
-
-
-def bos_note(prepend_bos: bool | None) -> str:
-    """What happened to `<|endoftext|>`, in words."""
-    if prepend_bos is None:
-        return "given as token ids"
-    return f"<|endoftext|> {'' if prepend_bos else 'not '}prepended"
 
 
 def best(lens: "LogitLens", index: int) -> str:
@@ -120,7 +114,7 @@ def _hover(row: Mapping[str, Any]) -> str:
 
     def bold(token: str) -> str:
         # Isolated, or a number after a word written from right to left would stand before it.
-        return f"<b>\u2068{report.plotly_text(cli.visible(token))}\u2069</b>"
+        return f"<b>{report.isolated(report.plotly_text(cli.visible(token)))}</b>"
 
     where = f"{row['layer']}.{row['point']} after position {row['position']}"
     lines = [

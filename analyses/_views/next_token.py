@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from analyses import cli
+from analyses._views.words import bos_note, count
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,18 +25,6 @@ _MOST_LISTED = 60
 _LISTED = 30
 # So much of a growing text is shown at each step.
 _TAIL = 500
-
-
-def bos_note(prepend_bos: bool | None) -> str:
-    """What happened to `<|endoftext|>`, in words."""
-    if prepend_bos is None:
-        return "given as token ids"
-    return f"<|endoftext|> {'' if prepend_bos else 'not '}prepended"
-
-
-def count(n: int, what: str) -> str:
-    """`1 token`, `2 tokens`."""
-    return f"{n} {what}{'s'[: n != 1]}"
 
 
 def token(result: "PromptsResult", id: int, width: int | None = None) -> str:

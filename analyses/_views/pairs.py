@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from analyses import cli, report
 from analyses._views import effects as effects_views
 from analyses._views.sources import add_rest
+from analyses._views.words import bos_sentence
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -30,14 +31,14 @@ def add_prompts(page: report.Page, pair: "PromptPair") -> None:
     for example in range(min(len(pair), _MOST_PROMPTS)):
         add(example)
     add_rest(page, _MOST_PROMPTS, len(pair), "examples", add)
-    page.text(f"{bos_note(pair)}. Blanks are shown as ·, line ends as ⏎.")
+    page.text(f"{bos_sentence(pair.prepend_bos)}. Blanks are shown as ·, line ends as ⏎.")
 
 
 def show_prompts(pair: "PromptPair", console: "Console") -> None:
     """Print the first pair of prompts."""
     which = f"first of {len(pair)} examples, " if len(pair) > 1 else ""
     source = f"{pair.source}, " if pair.source else ""
-    console.print(f"{source}{which}{bos_note(pair)}", style="dim", soft_wrap=True)
+    console.print(f"{source}{which}{bos_sentence(pair.prepend_bos)}", style="dim", soft_wrap=True)
     for what, rows in (("clean", pair.str_tokens), ("corrupted", pair.corrupted_str_tokens)):
         console.print(f"{what + ':':11}{' '.join(map(cli.visible, rows[0]))}", soft_wrap=True)
 
@@ -53,10 +54,3 @@ def show_views(
         console.print()
         effects_views.show(effects, console, top_k)
     cli.print_scale(console, "distance from no effect, of the largest in each table")
-
-
-def bos_note(pair: "PromptPair") -> str:
-    """What happened to `<|endoftext|>`, in words."""
-    if pair.prepend_bos is None:
-        return "Given as token ids"
-    return f"<|endoftext|> {'' if pair.prepend_bos else 'not '}prepended"

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from analyses import cli, report
 from analyses._views import effects as effects_views
-from analyses._views.pairs import add_prompts, bos_note
+from analyses._views.pairs import add_prompts
+from analyses._views.words import bos_sentence
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -128,7 +129,8 @@ def page(result: "PathPatching", top_k: int = 10) -> report.Page:
 def show(result: "PathPatching", console: "Console", top_k: int) -> None:
     """Print the strongest senders, and of heads a grid."""
     console.print(
-        "; ".join(filter(None, (result.pair.source, bos_note(result.pair)))), soft_wrap=True
+        "; ".join(filter(None, (result.pair.source, bos_sentence(result.pair.prepend_bos)))),
+        soft_wrap=True,
     )
     console.print(_explained(result))
     console.print()
