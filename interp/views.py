@@ -12,11 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from interp.composition import Circuits, composed, later_composition_scores
 from interp.model import GPT2
 
 
 @dataclass(frozen=True)
-class AttentionWeights:
+class AttentionWeights(Circuits):
     """One block's attention, `x @ W + b` per head."""
 
     W_Q: Float[Tensor, "head d_model d_head"]
@@ -57,7 +58,7 @@ class Block:
     mlp: MLPWeights
 
 
-class WeightViews(GPT2):
+class WeightViews(Circuits, GPT2):
     """GPT-2 with its weights under TransformerLens' names, per block and stacked over layers."""
 
     @property
@@ -144,6 +145,31 @@ class WeightViews(GPT2):
     def b_out(self) -> Float[Tensor, "layer d_model"]:
         """MLP output biases."""
         return self.weight("mlp.c_proj.bias")
+
+    def all_composition_scores(
+        self, mode: str
+    ) -> Float[Tensor, "layer head later_layer later_head"]:
+        """How much of what each head writes does each later head read, in one way of three?
+
+        `norm(OV_1 @ M_2) / (norm(OV_1) * norm(M_2))`, where the later head reads with M = QK (mode
+        "Q": for its queries), its transpose ("K": for its keys) or OV ("V": to pass it on). 0 where
+        the second head is in no later layer. `analyses.circuits.composition` has it beside what
+        random matrices give.
+
+        Raises:
+            ValueError: another mode.
+
+        Source: Elhage et al. 2021, section "Two-Layer Attention-Only Transformers".
+        """
+        scores = later_composition_scores(*composed(self.QK, self.OV, mode))
+        n = self.cfg.n_layers
+        later = torch.ones(n, n, dtype=torch.bool, device=scores.device).triu(1)
+        return scores.where(later[:, None, :, None], scores.new_zeros(()))
+
+    def all_head_labels(self) -> list[str]:
+        """`L0H0`, `L0H1`, ...: the heads in TransformerLens' writing, layer by layer."""
+        layers, heads = range(self.cfg.n_layers), range(self.cfg.n_heads)
+        return [f"L{layer}H{head}" for layer in layers for head in heads]
 
     @property
     def blocks(self) -> "Blocks":

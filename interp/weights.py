@@ -8,7 +8,8 @@ nothing half done.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -56,7 +57,7 @@ _MATRICES = ("attn.c_attn.weight", "attn.c_proj.weight", "mlp.c_fc.weight", "mlp
 # Put in front of names by torch.compile, DistributedDataParallel and the language-model head.
 _PREFIXES = ("_orig_mod.", "module.", "transformer.")
 # Older checkpoints store the causal mask, which is no weight, under these names.
-_CAUSAL_MASK = re.compile(r"h\.(\d+)\.attn\.(bias|masked_bias)")
+CAUSAL_MASK = re.compile(r"h\.(\d+)\.attn\.(bias|masked_bias)")
 _SHOWN = 6
 
 
@@ -207,12 +208,12 @@ def _plan(cfg: HookedGPT2Config, shapes: Mapping[str, tuple[int, ...]], where: s
     """Match a checkpoint's names and shapes with the config's, or raise naming what differs."""
     found: dict[str, str] = {}
     for key in shapes:
-        short = _without_prefixes(key)
+        short = without_prefixes(key)
         if short in found:
             raise WeightsError(f"{where}: {found[short]!r} and {key!r} are the same parameter")
         found[short] = key
     for short in list(found):
-        mask = _CAUSAL_MASK.fullmatch(short)
+        mask = CAUSAL_MASK.fullmatch(short)
         if mask and int(mask[1]) < cfg.n_layers:
             del found[short]
 
@@ -242,7 +243,7 @@ def _plan(cfg: HookedGPT2Config, shapes: Mapping[str, tuple[int, ...]], where: s
         for short in biases:
             del expected[short]
 
-    _check_fit(expected, found, shapes, where)
+    check_fit(expected, found, shapes, where)
     copies = [
         _Copy(found[short], name, layer, transposed=linear and name in _MATRICES)
         for short, (name, layer, _) in expected.items()
@@ -253,7 +254,8 @@ def _plan(cfg: HookedGPT2Config, shapes: Mapping[str, tuple[int, ...]], where: s
     )
 
 
-def _without_prefixes(key: str) -> str:
+def without_prefixes(key: str) -> str:
+    """A name without what wrappers and the language-model head put in front of it."""
     while prefix := next((p for p in _PREFIXES if key.startswith(p)), None):
         key = key.removeprefix(prefix)
     return key
@@ -278,12 +280,23 @@ def _expected(
     return expected
 
 
-def _check_fit(
+def check_fit(
     expected: Mapping[str, tuple[str, int | None, tuple[int, ...]]],
     found: Mapping[str, str],
     shapes: Mapping[str, tuple[int, ...]],
     where: str,
 ) -> None:
+    """Compare a checkpoint's names and shapes with what is expected.
+
+    Args:
+        expected: name -> (parameter, layer, shape).
+        found: names there are -> as the checkpoint writes them.
+        shapes: of the checkpoint's tensors, by its names.
+        where: what to call it.
+
+    Raises:
+        WeightsError: names missing, unexpected or of the wrong shape, all in one message.
+    """
     missing = [short for short in expected if short not in found]
     unexpected = [short for short in found if short not in expected]
     misshaped = [
@@ -377,17 +390,22 @@ def from_state_dict(
     device, dtype = parse_device(device), parse_dtype(dtype)
     where = "the state dict"
     for key, value in state_dict.items():
-        _check_tensor(key, value, where)
+        check_tensor(key, value, where)
     return _fill(cfg, StateDictReader(state_dict, where), device, dtype)
 
 
-def _check_tensor(key: object, value: object, where: str) -> None:
+def check_tensor(key: object, value: object, where: str) -> None:
+    """Refuse what is no name or no weight.
+
+    Raises:
+        WeightsError: says what it is.
+    """
     if not isinstance(key, str):
         raise WeightsError(f"{where}: keys must be strings, got {key!r}")
     if not isinstance(value, Tensor):
         inside = f"; pass what lies under {key!r} instead" if isinstance(value, Mapping) else ""
         raise WeightsError(f"{where}: {key!r} must be a tensor, got {type(value).__name__}{inside}")
-    if _CAUSAL_MASK.fullmatch(_without_prefixes(key)):
+    if CAUSAL_MASK.fullmatch(without_prefixes(key)):
         return
     if not value.dtype.is_floating_point or value.itemsize < 2:
         raise WeightsError(
@@ -431,7 +449,7 @@ def from_hf_model(
         raise TypeError(f"expected a transformers GPT-2 model, got {type(model).__name__}")
     cfg = HookedGPT2Config.from_hf(model.config)
     state = model.state_dict()
-    short = {_without_prefixes(key): value for key, value in state.items()}
+    short = {without_prefixes(key): value for key, value in state.items()}
     embedding, head = short.get("wte.weight"), short.get("lm_head.weight")
     if cfg.tie_word_embeddings and embedding is not None and head is not None:
         same = embedding.data_ptr() == head.data_ptr()
@@ -468,19 +486,30 @@ def from_folder(
         WeightsError: a file that is cut short or not of its format, or weights that do not fit.
     """
     device, dtype = parse_device(device), parse_dtype(dtype)
-    files = weight_files(Path(path))
+    with opened(weight_files(Path(path))) as reader:
+        return _fill(cfg, reader, device, dtype)
+
+
+@contextmanager
+def opened(files: Sequence[Path]) -> Iterator[Reader]:
+    """A reader of one file of weights, or of all shards of one checkpoint.
+
+    Raises:
+        WeightsError: a file that is cut short or not of its format.
+    """
     where = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} shards)"
     if files[0].suffix == ".safetensors":
         with SafetensorsReader(files, where) as reader:
-            return _fill(cfg, reader, device, dtype)
-    return _fill(cfg, StateDictReader(_unpickle(files), where), device, dtype)
+            yield reader
+    else:
+        yield StateDictReader(_unpickle(files), where)
 
 
 def _unpickle(files: Iterable[Path]) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in files:
         for key, value in unpickle(file).items():
-            _check_tensor(key, value, str(file))
+            check_tensor(key, value, str(file))
             if key in state:
                 raise WeightsError(f"{file}: {key!r} is in an earlier shard too")
             state[key] = value
