@@ -80,7 +80,7 @@ class Contrasts:
     names: tuple[str, ...]
     embeddings: bool
     rows: int
-    judge: "_Judge"
+    judge: "Judge"
 
     @classmethod
     def checked(
@@ -121,7 +121,7 @@ class Contrasts:
                 "use integrated gradients (steps=...)"
             )
         _check_pair(pair)
-        judge = _Judge(model, chosen, name, pair.attention_mask)
+        judge = Judge(model, chosen, name, pair.attention_mask)
         rows = len(pair)
         if not judge.together:
             # In numbers: per layer and position about 40 d_model (the graph, what is kept of both
@@ -244,7 +244,7 @@ class _Prompts:
         self.rows = torch.arange(examples.start, examples.stop, device=model.device)
 
 
-class _Judge:
+class Judge:
     """The metric of what runs give, differentiable.
 
     Attributes:

@@ -1,0 +1,1 @@
+"""Private parts of `analyses.circuit_discovery`."""
