@@ -106,7 +106,7 @@ def composition_scores(left: FactoredMatrix, right: FactoredMatrix) -> Float[Ten
     written, read = _written(left), _read(right)
     lefts, rights = left.shape[:-2], right.shape[:-2]
     scores = _scores(written.reshape(-1, *written.shape[-2:]), read.reshape(-1, *read.shape[-2:]))
-    return scores.to(left.dtype).reshape(*lefts, *rights)
+    return scores.to(left.dtype).reshape((*lefts, *rights))
 
 
 def later_composition_scores(

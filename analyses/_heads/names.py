@@ -78,6 +78,12 @@ def checked_heads(asked: Any, n_layers: int, n_heads: int) -> tuple[Head, ...]:
     return tuple(found)
 
 
+def one_head(asked: Any, n_layers: int, n_heads: int) -> Head:
+    """The one head that is meant; see `checked_heads`."""
+    (head,) = checked_heads([asked], n_layers, n_heads)
+    return head
+
+
 def checked_layers(asked: Any, n_layers: int) -> tuple[int, ...]:
     """The layers asked for, in that order, from 0.
 
