@@ -47,7 +47,7 @@ from analyses.tasks import unknown
 if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
     # without waiting seconds for torch, and then imports itself under its own name.
-    from analyses._discovery.circuit import Circuit, NodeCircuit, load_circuit
+    from analyses._discovery.circuit import AnyCircuit, Circuit, NodeCircuit, load_circuit
     from analyses._discovery.comparison import (
         ROC,
         Comparison,
@@ -80,6 +80,7 @@ if TYPE_CHECKING or __name__ != "__main__":
 
     __all__ = [
         "ROC",
+        "AnyCircuit",
         "Circuit",
         "Comparison",
         "Completeness",

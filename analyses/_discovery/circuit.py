@@ -361,7 +361,7 @@ class NodeCircuit:
                 raise ValueError(unknown("part to be kept", str(one), KEPT))
         roles: dict[Node, str] = {}
         found: list[Node] = []
-        groups = nodes if isinstance(nodes, Mapping) else {None: nodes}
+        groups: Any = nodes if isinstance(nodes, Mapping) else {None: nodes}
         for role, several in groups.items():
             for given in listed(several, "nodes"):
                 node = parse_node(given, shape)  # type: ignore[arg-type]
@@ -433,9 +433,8 @@ class NodeCircuit:
         if any(node.pos is not None for node in self.nodes):
             raise ValueError("edges are at all positions: take circuit.anywhere().to_edges()")
         there = {*self.parts, *([INPUT] if "input" in self.kept else [])}
-        there |= (
-            {p for p in self.shape.senders if p.kind == "mlp"} if "mlps" in self.kept else set()
-        )
+        if "mlps" in self.kept:
+            there |= {part for part in self.shape.senders if part.kind == "mlp"}
         full = Circuit.full(self.shape)
         edges = [e for e in full if e.sender in there and (e.reader is None or e.reader in there)]
         return replace(full, edges=frozenset(edges), model=self.model, method=self.method)
@@ -510,7 +509,7 @@ class NodeCircuit:
     # -------------------------------------------------------------- showing and keeping it
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row per node: `node`, `kind`, `layer`, `head`, `pos` (empty: all), `role`, `score`."""
+        """One row per node: `node`, `kind`, `layer`, `head`, `pos` ("": all), `role`, `score`."""
         import pandas as pd
 
         parts = [node.part for node in self.ordered]

@@ -59,9 +59,9 @@ def completeness(
 ) -> "Completeness":
     """Does the circuit have all that does the work? Then it falls as the model does.
 
-    For a set K of the circuit's nodes, F(C \\ K) is the metric of the circuit without them, F(M \\ K)
-    that of the whole model without them. A complete circuit has |F(C \\ K) - F(M \\ K)| small for
-    every K. As there are too many, some are tried:
+    For a set K of the circuit's nodes, F(C \\ K) is the metric of the circuit without them,
+    F(M \\ K) that of the whole model without them. A complete circuit has
+    |F(C \\ K) - F(M \\ K)| small for every K. As there are too many, some are tried:
 
     - the empty set;
     - `sets` that are given, and the roles of a circuit that has them;
@@ -103,10 +103,7 @@ def completeness(
     runs = runs_of(setting, checked_kind([circuit], Shape.of(model)))
     generator = torch.Generator().manual_seed(seed)
     for number in range(n_random):
-        drawn = torch.rand(len(nodes), generator=generator) < 0.5
-        chosen[f"random {number}"] = tuple(
-            n for n, inside in zip(nodes, drawn, strict=True) if inside
-        )
+        chosen[f"random {number}"] = _drawn(nodes, generator)
     pairs = _Knockouts(runs, circuit)
     with cli.bar("completeness", shown=progress) as advance:
         for number in range(n_greedy):
@@ -150,10 +147,10 @@ def minimality(
     """Is every node of the circuit needed? Then without some K it makes a difference.
 
     The minimality score of a node v and a set K of the other nodes is
-    |F(C \\ (K with v)) - F(C \\ K)|, also given as a share of F(M). A circuit is minimal if every node
-    has some K with a score that is not small. Of each node the largest score over these K counts:
-    the empty set; the other nodes of its role, in a circuit that has them; random sets of the other
-    nodes (each is in with probability 1/2); and the set given for it.
+    |F(C \\ (K with v)) - F(C \\ K)|, also given as a share of F(M). A circuit is minimal if every
+    node has some K with a score that is not small. Of each node the largest score over these K
+    counts: the empty set; the other nodes of its role, in a circuit that has them; random sets of
+    the other nodes (each is in with probability 1/2); and the set given for it.
 
     The paper chose the K of each node by hand; give those in `sets` for its figures.
 
@@ -191,10 +188,7 @@ def minimality(
             if node in members and len(members) > 1:
                 own[f"other {role}"] = tuple(other for other in members if other != node)
         for number in range(n_random):
-            inside = torch.rand(len(others), generator=generator) < 0.5
-            own[f"random {number}"] = tuple(
-                n for n, chosen in zip(others, inside, strict=True) if chosen
-            )
+            own[f"random {number}"] = _drawn(others, generator)
         if node in given:
             if node in given[node]:
                 raise ValueError(f"node {node} is in its own set")
@@ -223,6 +217,12 @@ def minimality(
         instead=setting.told,
         provenance=report.Provenance.of(model, call),
     )
+
+
+def _drawn(nodes: Sequence[Node], generator: torch.Generator) -> tuple[Node, ...]:
+    """Each node with probability 1/2."""
+    inside = torch.rand(len(nodes), generator=generator) < 0.5
+    return tuple(node for node, chosen in zip(nodes, inside, strict=True) if chosen)
 
 
 def _sets(circuit: AnyCircuit, sets: NodeSets | None) -> dict[str, tuple[Node, ...]]:

@@ -71,7 +71,7 @@ def run_circuit(
         progress: show a bar on standard error, where that is a terminal.
 
     Returns:
-        the metric of each circuit, per example, with that of the clean run and of the empty circuit.
+        the metric of each circuit, per example, that of the clean run and of the empty circuit.
 
     Raises:
         ValueError, TypeError, IndexError: a circuit of another model or of no such position,
@@ -142,12 +142,11 @@ def checked_kind(circuits: Sequence[AnyCircuit], shape: Shape) -> type[AnyCircui
             raise ValueError("some of these circuits are of edges, some of nodes: run them apart")
         if one.shape != shape:
             raise ValueError(f"this circuit is of a model with {one.shape}, yours has {shape}")
-        if isinstance(one, NodeCircuit) and isinstance(first, NodeCircuit):
-            if one.kept != first.kept:
-                raise ValueError(
-                    f"these circuits keep different parts, {first.kept!r} and {one.kept!r}: run "
-                    "them apart"
-                )
+        kept = [c.kept for c in (first, one) if isinstance(c, NodeCircuit)]
+        if kept and kept[0] != kept[1]:
+            raise ValueError(
+                f"these circuits keep different parts, {kept[0]!r} and {kept[1]!r}: run them apart"
+            )
     return type(first)
 
 

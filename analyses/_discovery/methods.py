@@ -361,8 +361,8 @@ def greedy_circuit(
     add = way == "add"
     if add and level == "edges":
         raise ValueError(
-            "edges cannot be added one by one: alone, an edge carries nothing without a path to the "
-            "logits. Add nodes (level='nodes'), or remove edges"
+            "edges cannot be added one by one: alone, an edge carries nothing without a path to "
+            "the logits. Add nodes (level='nodes'), or remove edges"
         )
     setting = Setting.of(
         model, pair, metric, ablation=ablation, reference=reference, per_position=per_position,
@@ -417,9 +417,10 @@ def _start(
     kind = checked_kind([start], runs.shape)
     if (kind is Circuit) != (level == "edges"):
         raise ValueError(f"level is {level!r}, but start is a {kind.__name__}")
-    if isinstance(start, NodeCircuit):
-        if start.kept != ("input",) or any(node.pos is not None for node in start.nodes):
-            raise ValueError("start has nodes at some positions, or keeps more than the input")
+    if isinstance(start, NodeCircuit) and (
+        start.kept != ("input",) or any(node.pos is not None for node in start.nodes)
+    ):
+        raise ValueError("start has nodes at some positions, or does not keep just the input")
     return runs, runs.mask(start), ("input",)
 
 

@@ -173,7 +173,7 @@ class EdgeRuns(Runs):
     ) -> tuple[Tensor, Int[Tensor, " circuit"]]:
         masks = masks.clone()
         full = self.full.to(masks.device)
-        n_layers, n_heads = self.shape
+        n_layers = self.shape.n_layers
         for layer in reversed(range(n_layers)):
             heads, reads, mlp = self._places(layer)
             masks[:, :, mlp] &= masks[:, heads.stop].any(1)[:, None]
@@ -181,11 +181,10 @@ class EdgeRuns(Runs):
             masks[:, :, reads] &= live.repeat(1, 3)[:, None]
         first = torch.full((len(masks),), n_layers, device=masks.device)
         for layer in reversed(range(n_layers)):
-            _, reads, mlp = self._places(layer)
+            heads, reads, mlp = self._places(layer)
             own = slice(reads.start, mlp + 1)
             there = masks[:, :, own]
             # Of receivers that read nothing, those that lead nowhere are not missed.
-            heads = self._places(layer)[0]
             live = torch.cat(
                 [masks[:, heads].any(2).repeat(1, 3), masks[:, heads.stop].any(1)[:, None]], 1
             )
@@ -229,10 +228,8 @@ class EdgeRuns(Runs):
         cfg, n = model.cfg, len(masks)
         ablated = setting.ablated.of(examples)
         known = self._prefix(examples, first)
-        # What stands for senders from `first` on, circuits side by side; with zeros where no
-        # circuit needs it, nothing is kept.
         base = self._residual(examples, first)  # example pos d_model
-        present: list[Tensor] = []  # circuit sender example pos d_model, of each stage
+        present: list[Tensor] = []  # of each stage: circuit sender example pos d_model
         senders: list[int] = []
         weights = masks.to(base.dtype)
         visible = self._visible(examples, n)

@@ -1,4 +1,4 @@
-"""What running circuits needs of plain runs: what every sender writes, and what stands in its place.
+"""What running circuits needs of plain runs: what senders write, and what stands in its place.
 
 Kept per layer as the heads' `z` and the MLP's output; what a head writes is `z` times its `W_O`.
 The output bias b_O of attention belongs to no head: it is there whatever a circuit leaves out.

@@ -126,7 +126,8 @@ def strongest(result: "Discovery", k: int) -> tuple[list[str], list[list[str]], 
     most = max((abs(score) for score in scores.values()), default=0.0) or 1.0
     rows = []
     for one in order:
-        names = [str(one.sender), str(one.receiver)] if hasattr(one, "sender") else [str(one)]
+        # An edge is two names, a node one.
+        names = str(one).split(" → ")
         score = scores.get(one)
         rows.append([*names, "" if score is None else f"{score:+.4f}"])
     names = ["sender", "receiver"] if result.unit == "edge" else ["node"]

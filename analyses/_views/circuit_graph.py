@@ -29,7 +29,7 @@ _WORDS = {"q": "into queries", "k": "into keys", "v": "into values", "": "into M
 # Thickness in steps: lines of one thickness and kind are one trace.
 _WIDTHS = (0.8, 1.6, 2.8, 4.5)
 _BENDS = 14  # points of a line
-_ACROSS, _UPWARDS = 46, 40  # pixels between neighbours, and between rows
+_ACROSS, _UPWARDS = 50, 52  # pixels between neighbours, and between rows
 _SWEEPS = 6
 _MOST_NAMED = 12  # edges of a node named when it is pointed at
 
@@ -75,7 +75,7 @@ def _edges(circuit: "Circuit") -> "go.Figure":
             y=ys,
             mode="lines",
             line={"color": colour, "width": _WIDTHS[width], "dash": _DASH[kind]},
-            opacity=0.45 + 0.15 * width,
+            opacity=0.6 + 0.13 * width,
             hoverinfo="skip",
             showlegend=False,
         )
@@ -296,11 +296,9 @@ def _markers(
             "size": [34 if len(name) < 6 else 38 for name in names],
             "color": fill,
             "line": {"width": 0},
+            "opacity": 1,
         },
-        text=[
-            name.replace(".mlp", " mlp") if len(name) < 6 else name.replace(".mlp", "<br>mlp")
-            for name in names
-        ],  # fmt: skip
+        text=[name.replace(".mlp", " mlp" if len(name) < 6 else "<br>mlp") for name in names],
         textfont={"color": "#ffffff", "size": 10},
         customdata=[hovers[name] for name in names],
         hovertemplate="%{customdata}<extra></extra>",
@@ -316,7 +314,7 @@ def _frame(figure: "go.Figure", places: Mapping[str, Place]) -> None:
     room: dict[str, Any] = {"showgrid": False, "showticklabels": False, "zeroline": False}
     figure.update_layout(
         template=report.template(),
-        width=max(560, round(_ACROSS * (wide + 3))),
+        width=max(760, round(_ACROSS * (wide + 3))),
         height=max(320, round(_UPWARDS * (high + 2.2) + 60)),
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
         xaxis={**room, "range": [min(xs) - 1.5, max(xs) + 1.5]},

@@ -1,0 +1,474 @@
+"""Finding circuits: ACDC against one with a full naive run per edge, a planted circuit, thresholds
+and greedy search by brute force, EAP on a linear model; the bundled model; the command."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from _commands import help_without_torch
+from _micro import blank_model
+from _naive_circuits import naive_value, run_of
+from _random_pairs import D_VOCAB, lively_model, random_pair
+
+from analyses import circuit_discovery as module
+from analyses import cli
+from analyses._discovery.runs import EdgeRuns
+from analyses.circuit_discovery import (
+    Circuit,
+    Discovery,
+    DiscoveryInterrupted,
+    NodeCircuit,
+    acdc,
+    compare,
+    discover,
+    faithfulness_curve,
+    greedy_circuit,
+    load_circuit,
+    run_circuit,
+    threshold_circuit,
+)
+from analyses.edge_attribution import EdgeAttribution, edge_attribution
+from analyses.metrics import kl
+from analyses.pairs import PromptPair
+from interp import HookedGPT2, HookedGPT2Config
+
+
+@pytest.fixture(scope="module")
+def model(reference_model: Callable[..., Any]) -> HookedGPT2:
+    return lively_model(reference_model, 2, 2)
+
+
+# ------------------------------------------------------------------ models with known circuits
+
+PLANTED = ["input → 0.1.v", "0.1 → 1.0.v", "1.0 → logits"]
+
+
+def planted_model() -> HookedGPT2:
+    """A model whose circuit is `PLANTED`, among others that work and are not read.
+
+    Residual directions are columns of a Hadamard matrix: orthogonal, mean 0, variance 1. Attention
+    is even. Head 0.1 writes plus or minus `said` for token 2 or 1, head 1.0 turns that into
+    `answer`, which the logits read. Head 1.1 and the first MLP tell the tokens apart too, in
+    directions that nobody reads. All is plus or minus one thing: layer norms divide by the same.
+    """
+    cfg = HookedGPT2Config(
+        n_layers=2, d_model=8, n_heads=2, d_mlp=2, n_ctx=4, d_vocab=4, act_fn="relu", eps=1e-14,
+        tie_word_embeddings=False,
+    )  # fmt: skip
+    model = blank_model(cfg)
+    rows = torch.tensor([[1.0]], dtype=torch.float64)
+    for _ in range(3):
+        rows = torch.cat([torch.cat([rows, rows], 1), torch.cat([rows, -rows], 1)])
+    one, two, other, said, answer, idle, unread = rows[1:]
+    model.W_E[1:] = torch.stack([one, two, other])
+    tells = (two - one) / 8
+    model.W_V[0, 1, :, 0], model.W_O[0, 1, 0] = tells, said
+    model.W_V[1, 0, :, 0], model.W_O[1, 0, 0] = said / 8, answer
+    model.W_V[1, 1, :, 0], model.W_O[1, 1, 0] = tells, idle
+    model.W_in[0, :, 0], model.W_out[0, 0] = two / 8, unread
+    model.W_in[0, :, 1], model.W_out[0, 1] = one / 8, -unread
+    model.W_U[:, 0], model.W_U[:, 3] = answer, -answer
+    return model
+
+
+def planted_pair(model: HookedGPT2) -> PromptPair:
+    return PromptPair.of(model, torch.tensor([[2, 3]]), torch.tensor([[1, 3]]), 0, 3)
+
+
+def linear_model() -> HookedGPT2:
+    """A random model that is linear in what every part reads.
+
+    Layer norms divide by the root of an eps that is larger than any variance, and multiply by it;
+    attention is even, as queries and keys are 0; the biases of MLPs keep all neurons on.
+    """
+    cfg = HookedGPT2Config(
+        n_layers=3, d_model=12, n_heads=3, d_mlp=16, n_ctx=8, d_vocab=D_VOCAB, act_fn="relu",
+        eps=1e24, tie_word_embeddings=False,
+    )  # fmt: skip
+    model = blank_model(cfg)
+    for weight in (model.W_E, model.W_pos, model.W_V, model.W_O, model.W_in, model.W_out):
+        weight.normal_(std=0.3)
+    model.W_U.normal_()
+    model.b_in.fill_(1e3)
+    for norm in ("ln_1.weight", "ln_2.weight", "ln_f.weight"):
+        model.get_parameter(norm).fill_(1e12)
+    return model
+
+
+def test_edge_attribution_of_a_linear_model_is_exact() -> None:
+    model = linear_model()
+    pair = random_pair(model)
+    for steps in (None, 2):
+        scores = edge_attribution(model, pair, steps=steps)
+        full = Circuit.full(model)
+        each = {str(e): full - Circuit.of(model, [e]) for e in full}
+        exact = run_circuit(model, each, pair)
+        change = (exact.values - exact.clean).mean(1)
+        estimate = torch.stack([scores[str(e.sender), str(e.receiver)] for e in full])
+        assert (change.abs() > 1e-3).sum() > 50
+        torch.testing.assert_close(estimate, change, rtol=1e-8, atol=1e-8)
+    pair = random_pair(model, (5, 4))
+    both = edge_attribution(model, pair), edge_attribution(model, pair, direction="denoising")
+    torch.testing.assert_close(both[0].scores, -both[1].scores, rtol=1e-8, atol=1e-8)
+
+
+# ------------------------------------------------------------------ ACDC
+
+
+def naive_acdc(
+    model: HookedGPT2, pair: PromptPair, threshold: float, by: Callable[[float], float], metric: Any
+) -> Circuit:
+    """One full run for every edge, in the order of the paper."""
+    instead = run_of(model, pair.corrupted, pair.attention_mask)
+    circuit = Circuit.full(model)
+
+    def value(one: Circuit) -> float:
+        return float(naive_value(model, one, pair, metric, instead).mean())
+
+    now = value(circuit)
+    for edge in reversed(circuit.ordered):
+        smaller = circuit - Circuit.of(model, [edge])
+        after = value(smaller)
+        if by(after - now) < threshold:
+            circuit, now = smaller, after
+    return circuit
+
+
+@pytest.mark.parametrize(("threshold", "lengths"), [(0.003, (5, 5)), (0.03, (5, 3)), (0.3, (5, 5))])
+def test_acdc_decides_as_with_a_full_run_per_edge(
+    model: HookedGPT2, threshold: float, lengths: tuple[int, ...]
+) -> None:
+    pair = random_pair(model, lengths)
+    found = acdc(model, pair, threshold)
+    clean = model(pair.clean, attention_mask=pair.attention_mask).detach()
+    expected = naive_acdc(model, pair, threshold, lambda d: d, kl().against(clean))
+    assert found.circuit == expected and 0 < len(expected) < 46
+    assert len(found.steps) == 46 and found.circuit == found.circuit.pruned(from_input=False)
+    decided = {step.item: step for step in found.steps}
+    assert {edge for edge, step in decided.items() if step.kept} == expected.edges
+    # Every decision has the numbers that decided it.
+    for before, after in zip(found.steps, found.steps[1:], strict=False):
+        assert after.before == (before.before if before.kept else before.after)
+        assert before.kept == (before.after - before.before >= threshold)
+    assert found.faithfulness is not None and found.faithfulness.metric == "logit_diff"
+
+
+def test_acdc_by_another_metric(model: HookedGPT2) -> None:
+    pair = random_pair(model)
+    for by, side in (("change", abs), ("decrease", lambda d: -d), ("increase", lambda d: d)):
+        way: Any = by
+        found = acdc(model, pair, 0.05, metric=pair.metric, by=way)
+        assert found.circuit == naive_acdc(model, pair, 0.05, side, pair.metric)
+    assert (
+        acdc(model, pair, 0.05, metric=pair.metric).circuit
+        == acdc(model, pair, 0.05, metric=pair.metric, by="change", memory_limit=1).circuit
+    )
+
+
+def test_acdc_of_nodes(model: HookedGPT2) -> None:
+    pair = random_pair(model)
+    found = acdc(model, pair, 0.05, metric=pair.metric, level="nodes")
+    instead = run_of(model, pair.corrupted, pair.attention_mask)
+    circuit = NodeCircuit.full(model)
+
+    def value(one: NodeCircuit) -> float:
+        return float(naive_value(model, one, pair, pair.metric, instead).mean())
+
+    for node in reversed(circuit.ordered):
+        smaller = circuit.without_nodes([node])
+        if abs(value(smaller) - value(circuit)) < 0.05:
+            circuit = smaller
+    assert found.circuit == circuit and 0 < len(circuit) < 6
+
+
+def test_acdc_from_a_circuit(model: HookedGPT2) -> None:
+    pair = random_pair(model)
+    start = threshold_circuit(edge_attribution(model, pair), k=25)
+    found = acdc(model, pair, 0.02, start=start)
+    assert found.circuit < start and len(found.steps) == len(start)
+    with pytest.raises(ValueError, match="level is 'nodes', but start is a Circuit"):
+        acdc(model, pair, 0.02, start=start, level="nodes")
+
+
+@pytest.mark.parametrize("method", ["acdc", "greedy", "eap"])
+def test_a_planted_circuit_is_recovered(method: Any) -> None:
+    model = planted_model()
+    pair = planted_pair(model)
+    ends = pair.ends(model)
+    torch.testing.assert_close(ends["clean"], -ends["corrupted"])
+    how: dict[str, dict[str, Any]] = {
+        "acdc": {"threshold": 1e-4}, "greedy": {"share": 0.999}, "eap": {"threshold": 1e-3},
+    }  # fmt: skip
+    found = discover(model, pair, method, **how[method])
+    assert found.circuit == Circuit.of(model, PLANTED)
+    assert found.faithfulness is not None
+    assert float(found.faithfulness.share) == pytest.approx(1)
+    # Any edge less, and all is lost.
+    for edge in PLANTED:
+        rest = Circuit.of(model, [other for other in PLANTED if other != edge])
+        assert float(run_circuit(model, rest, pair).recovered) == pytest.approx(0, abs=1e-9)
+
+
+def test_what_was_found_before_an_interruption(
+    model: HookedGPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = random_pair(model)
+    whole = acdc(model, pair, 0.02)
+    plain, calls = EdgeRuns.values, []
+
+    def values(self: Any, *arguments: Any) -> Any:
+        calls.append(1)
+        if len(calls) > 4:
+            raise KeyboardInterrupt
+        return plain(self, *arguments)
+
+    monkeypatch.setattr(EdgeRuns, "values", values)
+    with pytest.raises(DiscoveryInterrupted, match="interrupted after") as caught:
+        acdc(model, pair, 0.02)
+    partial = caught.value.partial
+    n = len(partial.steps)
+    assert 0 < n < 46 and list(partial.steps) == list(whole.steps[:n])
+    gone = {step.item for step in partial.steps if not step.kept}
+    assert partial.circuit.edges == Circuit.full(model).edges - gone  # type: ignore[union-attr]
+    assert partial.faithfulness is None and "Discovery(ACDC" in repr(partial)
+
+
+# ------------------------------------------------------------------ thresholds, greedy
+
+
+@pytest.fixture(scope="module")
+def scores(model: HookedGPT2) -> EdgeAttribution:
+    torch.manual_seed(1)
+    return edge_attribution(model, random_pair(model))
+
+
+@pytest.mark.parametrize("sign", ["any", "helpful", "harmful"])
+@pytest.mark.parametrize("level", ["edges", "nodes"])
+def test_thresholds_by_brute_force(scores: EdgeAttribution, sign: Any, level: Any) -> None:
+    full = Circuit.full(module.Shape(2, 2))
+    if level == "edges":
+        rated = {str(e): float(scores[str(e.sender), str(e.receiver)]) for e in full}
+    else:
+        rated = {str(p): float(s) for p, s in zip(scores.senders, scores.outgoing, strict=True)}
+        del rated["input"]
+    # Noising: what helps makes the metric fall when it is put out.
+    wanted = {"any": abs, "helpful": lambda s: -s, "harmful": lambda s: s}[sign]
+    order = sorted((n for n in rated if sign == "any" or wanted(rated[n]) > 0),
+                   key=lambda n: -wanted(rated[n]))  # fmt: skip
+    options = {"sign": sign, "level": level, "connected": False}
+    for k in (0, 3, 5):
+        found = threshold_circuit(scores, k=k, **options)
+        assert {str(one) for one in found} == set(order[:k])
+        assert {str(n): s for n, s in found.scores.items()} == {n: rated[n] for n in order[:k]}
+    for name in order[2:5]:
+        least = abs(rated[name])
+        found = threshold_circuit(scores, threshold=least, **options)
+        assert {str(one) for one in found} == {n for n in order if abs(rated[n]) >= least}
+    if level == "edges":
+        whole: Any = threshold_circuit(scores, k=20, sign=sign, connected=False)
+        assert threshold_circuit(scores, k=20, sign=sign) == whole.pruned()
+
+
+def test_denoising_scores_have_the_other_sign(model: HookedGPT2) -> None:
+    pair = random_pair(model)
+    for direction, sign in (("noising", -1), ("denoising", 1)):
+        way: Any = direction
+        scores = edge_attribution(model, pair, direction=way)
+        found = threshold_circuit(scores, k=10, sign="helpful", connected=False)
+        assert all(sign * score > 0 for score in found.scores.values())
+
+
+def test_the_curve_runs_the_best_of_each_size(model: HookedGPT2, scores: EdgeAttribution) -> None:
+    found = faithfulness_curve(model, scores, [3, 12, 46], connected=False)
+    assert [len(circuit) for circuit in found.circuits.values()] == [3, 12, 46]
+    for (_, circuit), value in zip(found.circuits.items(), found.values, strict=True):
+        assert circuit == threshold_circuit(scores, k=len(circuit), connected=False)
+        alone = run_circuit(model, circuit, scores.pair)
+        torch.testing.assert_close(value, alone.values[0], rtol=0, atol=1e-12)
+    assert float(found.share[-1]) == pytest.approx(1)
+    every = faithfulness_curve(model, scores)
+    assert list(every.circuits)[-1] == "k=46" and len(every.plot().data) == 2
+    nodes = faithfulness_curve(model, scores, [1, 6], level="nodes")
+    assert list(nodes.to_frame()["size"]) == [1, 6]
+    with pytest.raises(ValueError, match="size 47 is out of range: expected 0 to 46"):
+        faithfulness_curve(model, scores, [47])
+
+
+@pytest.mark.parametrize("way", ["remove", "add"])
+def test_greedy_search_by_brute_force(model: HookedGPT2, way: Any) -> None:
+    pair = random_pair(model)
+    instead = run_of(model, pair.corrupted, pair.attention_mask)
+
+    def value(circuit: NodeCircuit) -> float:
+        return float(naive_value(model, circuit, pair, pair.metric, instead).mean())
+
+    full = NodeCircuit.full(model)
+    circuit = full if way == "remove" else full - full
+    target, ends = value(full), value(full - full)
+    sizes = {len(circuit): circuit}
+    for _ in range(6):
+        nodes = [n for n in full if (n in circuit) == (way == "remove")]
+        rest = [circuit - NodeCircuit.of(model, [n]) if way == "remove"
+                else circuit | NodeCircuit.of(model, [n]) for n in nodes]  # fmt: skip
+        circuit = min(rest, key=lambda one: abs(value(one) - target))
+        sizes[len(circuit)] = circuit
+    for k in (1, 3, 5):
+        found = greedy_circuit(model, pair, k=k, way=way, level="nodes")
+        assert found.circuit == sizes[k]
+    # Up to a share of the metric: the smallest on the way down, the first on the way up.
+    recovered = {k: (value(c) - ends) / (target - ends) for k, c in sizes.items()}
+    found = greedy_circuit(model, pair, share=0.7, way=way, level="nodes")
+    if way == "remove":
+        k = 6
+        while recovered[k - 1] >= 0.7:
+            k -= 1
+    else:
+        k = next(k for k in range(7) if recovered[k] >= 0.7)
+    assert found.circuit == sizes[k]
+
+
+def test_greedy_search_of_edges(model: HookedGPT2) -> None:
+    pair = random_pair(model)
+    found = greedy_circuit(model, pair, k=42)
+    circuit, full = Circuit.full(model), Circuit.full(model)
+    for _ in range(4):
+        each = [circuit - Circuit.of(model, [e]) for e in reversed(circuit.ordered)]
+        ran = run_circuit(model, each, pair)
+        gap = (ran.mean - ran.clean.mean()).abs()
+        circuit = each[int(gap.argmin())]
+    assert found.circuit == circuit and len(full) - len(circuit) == 4
+    several = greedy_circuit(model, pair, k=40, at_once=3)
+    assert len(several.circuit) == 40 and several.n_run < 150
+    kept = [step for step in several.steps if step.kept]
+    assert set(several.circuit.scores) == {step.item for step in kept}
+
+
+@pytest.mark.usefixtures("unchecked")
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda m, p, s: acdc(m, p, 0), "threshold=0 is out of range: expected a number above 0"),
+        (lambda m, p, s: acdc(m, p, 0.1, by="rise"), "unknown by 'rise'"),
+        (lambda m, p, s: acdc(m, p, 0.1, level="edge"), "unknown level 'edge'; did you mean"),
+        (lambda m, p, s: acdc(m, p, 0.1, ablation="means"), "unknown ablation 'means'; did you"),
+        (lambda m, p, s: greedy_circuit(m, p), "say where to stop"),
+        (lambda m, p, s: greedy_circuit(m, p, k=-1), "k=-1 is out of range"),
+        (lambda m, p, s: greedy_circuit(m, p, share=2), "share=2 is out of range: expected 0 to 1"),
+        (lambda m, p, s: greedy_circuit(m, p, k=1, way="add"), "edges cannot be added one by one"),
+        (lambda m, p, s: threshold_circuit(s), "give either k or threshold"),
+        (lambda m, p, s: threshold_circuit(s, k=99), "k=99 is out of range: expected 0 to 46"),
+        (lambda m, p, s: threshold_circuit(s, threshold=-1.0), "threshold=-1.0 is out of range"),
+        (lambda m, p, s: threshold_circuit(s, k=1, sign="good"), "unknown sign 'good'"),
+        (lambda m, p, s: threshold_circuit(p, k=1), "attribution is what edge_attribution gives"),
+        (lambda m, p, s: discover(m, p, "acdcd", k=1), "unknown method 'acdcd'; did you mean"),
+        (lambda m, p, s: discover(m, p, "acdc", k=3), "k does not go with method 'acdc'"),
+        (lambda m, p, s: discover(m, p, "eap"), "method 'eap' needs threshold or k"),
+    ],
+    ids=range(16),
+)
+def test_what_does_not_fit_is_refused(
+    model: HookedGPT2, scores: EdgeAttribution, call: Any, message: str
+) -> None:
+    with pytest.raises((ValueError, TypeError), match=re.escape(message)):
+        call(model, random_pair(model), scores)
+
+
+# ------------------------------------------------------------------ the bundled model
+
+
+@pytest.mark.parametrize(("task", "k"), [("induction", 150), ("ioi", 250)])
+def test_a_small_circuit_of_mini_keeps_most(mini: HookedGPT2, task: str, k: int) -> None:
+    pair = PromptPair.from_task(mini, task, 8, 0)
+    found = discover(mini, pair, "eap-ig", k=k, steps=5)
+    assert found.n_all == 927 and len(found.circuit) <= k
+    assert found.faithfulness is not None
+    assert float(found.faithfulness.share) > 0.8
+
+
+@pytest.fixture(scope="module")
+def result(mini: HookedGPT2) -> Discovery:
+    pair = PromptPair.from_task(mini, "ioi", 2, 0)
+    return discover(mini, pair, "acdc", threshold=0.3)
+
+
+def test_the_result(result: Discovery, tmp_path: Path) -> None:
+    circuit: Any = result.circuit
+    frame = result.to_frame()
+    assert len(frame) == len(circuit) and frame["score"].min() >= 0.3
+    steps = result.steps_frame()
+    assert len(steps) == 927 and steps["kept"].sum() == len(circuit)
+    # Guesses that came to nothing were run, too; what leads nowhere was not.
+    assert steps["run"].sum() < 927
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert len(data["edges"]) == len(circuit) and data["of"] == 927
+    assert repr(result).startswith(
+        f"Discovery(ACDC (kl, threshold 0.3, the corrupted run): {len(circuit)} of 927"
+    )
+    result.to_html(tmp_path / "page.html")
+    text = (tmp_path / "page.html").read_text()
+    assert "The search" in text and "://" not in re.sub(r"(?s)<script.*?</script>", "", text)
+    held = compare(circuit, Circuit.full(circuit.shape), "edges")
+    assert held.precision == 1 and held.recall == len(circuit) / 927
+
+
+# ------------------------------------------------------------------ the command line
+
+
+def run_command(*arguments: str) -> int:
+    return cli.status(module.main, "python -m analyses.circuit_discovery", arguments)
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--model mini --task ioi --n 2 --method eap-ig --k 60 --steps 2".split()
+    files = [f"--{kind}={tmp_path}/out.{kind}" for kind in ("html", "csv", "json")]
+    saved = str(tmp_path / "circuit.json")
+    assert run_command(*options, *files, "--save", saved) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    n = len(load_circuit(saved))
+    assert (
+        f"{n} of 927 edges, found by EAP-IG with 2 steps" in shown and f"20 of {n} edges" in shown
+    )
+    assert len(pd.read_csv(tmp_path / "out.csv")) == n
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["provenance"]["weights_sha256"] in (tmp_path / "out.html").read_text()
+    assert load_circuit(saved).provenance["call"].startswith("python -m analyses.circuit_discovery")
+    options = "--model mini --task ioi --n 2 --method acdc --threshold 1 --level nodes".split()
+    assert run_command(*options, "--reference", saved) == 0
+    assert "Against the reference, nodes: precision" in capsys.readouterr().out
+    options = "--model mini --task ioi --n 2 --method greedy --k 22 --level nodes".split()
+    assert run_command(*options) == 0
+    assert "22 of 28 nodes" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--method acd", "unknown method 'acd'; did you mean 'acdc'?"),
+        ("--method eap", "--method eap takes either --k or --threshold"),
+        ("--method greedy", "--method greedy takes --k or --share: where to stop"),
+        ("--k 3", "k does not go with method 'acdc'"),
+        ("--level node", "unknown level 'node'; did you mean 'nodes'?"),
+        ("--ablation patching", "unknown ablation 'patching'; did you mean 'patch'?"),
+        ("--reference ioi", "--reference ioi is of a model with 12 layers of 12 heads; mini has 4"),
+        ("--reference nowhere.json", "nowhere.json"),
+        ("--save nowhere/x.json", "nowhere"),
+        ("--save x.json --json x.json", "would both write to x.json"),
+        ("--save -", "--save needs a path"),
+        ("--top-k 0", "--top-k is 0: expected at least 1"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command("--model", "mini", "--task", "ioi", "--n", "2", *arguments.split()) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and message in line
+
+
+def test_help_needs_no_torch() -> None:
+    assert "ACDC" in help_without_torch("analyses.circuit_discovery")
