@@ -202,7 +202,14 @@ def main(
             show_default=False,
         ),
     ] = None,
-    top_k: Annotated[int, typer.Option(help="How many to list.", metavar="N")] = 10,
+    top_k: Annotated[
+        int,
+        typer.Option(
+            help="How many to list: pairs of heads, heads, tokens, directions, neurons (of chosen "
+            "neurons: tokens), connections.",
+            metavar="N",
+        ),
+    ] = 10,
     device: cli.Device = "cpu",
     dtype: cli.Dtype = "float32",
     html: cli.Html = None,
@@ -253,7 +260,8 @@ def main(
     found = own.answer(weights, what, given, top_k)
     if attention is None and (html or json_path):
         found = found.hashed(weights, call)
-    view = found.view()
+    listed = isinstance(found, own.Composition | own.HeadEigenvalues)
+    view = found.view(top_k) if listed else found.view()
     cli.write_outputs(
         console,
         html=html,
@@ -304,12 +312,12 @@ def answer(weights: Any, what: str, given: dict[str, Any], top_k: int) -> Weight
             top_k=top_k,
         ),
         "positions": lambda: position_circuit(weights, head),
-        "neurons": lambda: neuron_directions(
-            weights, given["layer"], given.get("neurons"), n=top_k
-        ),  # fmt: skip
-        "virtual": lambda: virtual_weights(
-            weights, given["writer"], given["reader"], top_k=top_k
-        ),  # fmt: skip
+        "neurons": lambda: (
+            neuron_directions(weights, layer or 0, n=top_k)
+            if given.get("neurons") is None
+            else neuron_directions(weights, layer or 0, given["neurons"], top_k=top_k)
+        ),
+        "virtual": lambda: virtual_weights(weights, given["writer"], given["reader"], top_k=top_k),
     }
     return answers[what]()
 

@@ -86,8 +86,8 @@ class Composition(WeightResult):
         if mode is not None:
             frame = frame[frame["mode"] == self.modes[self._place(mode)]]
         k = top_k_of(k, max(1, len(frame)))
-        ranked = frame.sort_values("score", ascending=False, kind="stable", na_position="last")
-        return ranked.head(k).reset_index(drop=True)
+        order = (-frame["score"]).argsort(kind="stable")  # NaN comes last
+        return frame.iloc[order[:k]].reset_index(drop=True)
 
     def _place(self, mode: str) -> int:
         if mode not in self.modes:
@@ -150,16 +150,17 @@ class Composition(WeightResult):
         n_layers, n_heads = self.scores.shape[1:3]
         tables = []
         for mode in self.modes:
-            frame = self.top(mode, min(top_k, n_layers * n_heads**2))
-            most = max(frame["above"].max(), 0.0) or 1.0
+            frame = self.top(mode, min(top_k, n_layers * n_heads**2)).dropna(subset="score")
+            scores: list[float] = frame["score"].tolist()
+            most = max([score - self.baseline for score in scores], default=0.0)
             rows: list[list[views.Text]] = []
-            for row in frame.dropna(subset="score").to_dict("records"):
-                score = row["score"]
+            for score, row in zip(scores, frame.to_dict("records"), strict=True):
+                shade = (score - self.baseline) / most if most > 0 else 0.0
                 rows.append(
                     [
                         f"{row['layer']}.{row['head']}",
                         f"{row['later_layer']}.{row['later_head']}",
-                        views.Shade(f"{score:.3f}", max(0.0, row["above"]) / most),
+                        views.Shade(f"{score:.3f}", max(0.0, shade)),
                         f"{score / self.baseline:.2f}",
                         f"{row['sigmas']:+.1f}",
                     ]

@@ -142,7 +142,8 @@ class HeadEigenvalues(WeightResult):
         return pictures.scores(self)
 
     def plot_eigenvalues(self, heads: Any = None, space: str | None = None) -> "go.Figure":
-        """Eigenvalues in the complex plane, one panel per head, divided by the largest magnitude.
+        """Eigenvalues in the complex plane, one panel per head: angles as they are, distances from
+        0 the square roots of magnitudes in units of the head's largest.
 
         Args:
             heads: which, as `"3.1"`, a pair or several; None: the three highest and the three
@@ -164,15 +165,18 @@ class HeadEigenvalues(WeightResult):
 
     def view(self, top_k: int = 10) -> views.View:
         """What pages and the terminal show, with the `top_k` highest and lowest heads."""
-        tables = []
-        for space in self.spaces:
-            ranked, scores = self.ranked(space), self[space]
-            for title, some in (("highest", ranked[:top_k]), ("lowest", ranked[::-1][:top_k])):
-                rows = [
-                    [str(h), views.Shade(f"{v:+.3f}", abs(v), 1 if v > 0 else -1)]
-                    for h, v in ((h, float(scores[h])) for h in some)
-                ]
-                tables.append(views.Table(f"{title}, {space}", ("head", "score"), rows))
+        ranked = self.ranked(self.spaces[-1])
+        some = ranked if len(ranked) <= 2 * top_k else [*ranked[:top_k], *ranked[-top_k:]]
+        rows = [
+            [str(head), *(_cell(float(self[space][head])) for space in self.spaces)]
+            for head in some
+        ]
+        which = "all heads" if some is ranked else f"the {top_k} highest and lowest heads"
+        table = views.Table(
+            f"Scores of {which}, by falling score of {self.spaces[-1]}",
+            ("head", *self.spaces),
+            rows,
+        )
         what = (
             "Does a head copy? In its full OV circuit a positive eigenvalue stands for tokens that "
             "raise their own logits."
@@ -192,10 +196,10 @@ class HeadEigenvalues(WeightResult):
                 (
                     self.plot_eigenvalues(),
                     f"Eigenvalues of the heads with the highest and lowest score ({self.spaces[-1]}"
-                    "), in units of each head's largest.",
+                    "). Distances from 0: square roots, in units of each head's largest.",
                 ),
             ),
-            tuple(tables),
+            (table,),
             {"head_table": self.table(), "eigenvalues": self.to_frame()},
         )
 
@@ -210,6 +214,12 @@ class HeadEigenvalues(WeightResult):
             shown = best if len(best) <= 6 else [*best[:3], "...", *best[-3:]]
             lines.append(f"  {space}: {', '.join(shown)}")
         return "\n".join(lines)
+
+
+def _cell(score: float) -> views.Text:
+    if math.isnan(score):
+        return "–"
+    return views.Shade(f"{score:+.3f}", abs(score), 1 if score > 0 else -1)
 
 
 @torch.no_grad()

@@ -69,7 +69,7 @@ def weights_note(weights: Weights) -> str:
             for name in ("ln_1", "ln_2", "ln_f")
         )
     if folded:
-        return "layer norms folded into the weights (their gains are 1, their shifts 0)"
+        return "layer norms have no gain or shift that is not in the weights"
     return (
         "weights as they are; gains and shifts of layer norms are left out (model.processed() "
         "folds them in)"

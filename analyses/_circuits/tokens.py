@@ -146,7 +146,9 @@ class TokenCircuit(WeightResult):
             "QK positions": "Which positions would attend to which, by their embeddings alone?",
         }[self.circuit]
         return views.View(
-            f"Full {self.circuit} circuit of head {self.head}",
+            f"QK circuit of head {self.head} between positions"
+            if self.circuit == "QK positions"
+            else f"Full {self.circuit} circuit of head {self.head}",
             about,
             (
                 f"Embedding: {self.embedding}. Without biases and layer norm's division; "
@@ -157,7 +159,7 @@ class TokenCircuit(WeightResult):
                     else ("Own rank: how many tokens are above the token itself; 0 is the top.",)
                 ),
             ),
-            ((self.plot(), f"{_ROWS[self.circuit]} down, {_COLUMNS[self.circuit]} across."),),
+            ((self.plot(), f"Down: {_ROWS[self.circuit]}; across: {_COLUMNS[self.circuit]}."),),
             tuple(tables),
             {"circuit": self.to_frame()},
         )

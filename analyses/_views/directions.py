@@ -45,7 +45,7 @@ def spectrum(found: "SingularVectors") -> "go.Figure":
         template=report.template(),
         height=340,
         width=760,
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        margin={"l": 60, "r": 20, "t": 40, "b": 50},
     )
     return figure
 
@@ -95,6 +95,6 @@ def neurons(found: "NeuronDirections") -> "go.Figure":
         },
         height=420,
         width=760,
-        margin={"l": 60, "r": 20, "t": 20, "b": 50},
+        margin={"l": 60, "r": 20, "t": 40, "b": 50},
     )
     return figure

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
+
 from analyses import report
 
 if TYPE_CHECKING:
@@ -96,15 +98,16 @@ def planes(found: "HeadEigenvalues", place: int, heads: "Sequence[Head]") -> "go
     )
     for index, head in enumerate(heads):
         values = found.eigenvalues[place][head]
-        most = float(values.abs().max()) or 1.0
+        # One eigenvalue is often far larger than all others: their roots still show all angles.
+        drawn = torch.polar((values.abs() / (values.abs().max() or 1)).sqrt(), values.angle())
         row, col = index // across + 1, index % across + 1
         figure.add_trace(
             go.Scatter(
-                x=(values.real / most).tolist(),
-                y=(values.imag / most).tolist(),
+                x=drawn.real.tolist(),
+                y=drawn.imag.tolist(),
                 customdata=[[v.real, v.imag] for v in values.tolist()],
                 mode="markers",
-                marker={"size": 7, "opacity": 0.7},
+                marker={"size": 7, "opacity": 0.75, "color": "#3a8fd0"},
                 showlegend=False,
                 hovertemplate="%{customdata[0]:.4g} %{customdata[1]:+.4g}i<extra></extra>",
             ),

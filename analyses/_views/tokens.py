@@ -33,7 +33,7 @@ def heat_map(found: "TokenCircuit", down: str, across: str, unit: str) -> "go.Fi
         values = values.masked_fill(future, math.nan)
     limit = float(values.abs().nan_to_num(0.0).max()) or 1.0
     words = n * m <= _MOST_WORDS
-    cell = 48 if words else 16 if m <= 64 else max(2.5, 1000 / m)
+    cell = 48 if words else 13 if m <= 64 else max(2.5, 1000 / m)
     tall = 26 if words else min(cell, 18)
     figure = go.Figure(
         go.Heatmap(
@@ -65,9 +65,9 @@ def heat_map(found: "TokenCircuit", down: str, across: str, unit: str) -> "go.Fi
     longest = max(len(_shown(text)) for text in found.column_strings)
     figure.update_layout(
         template=report.template(),
-        height=round(max(n * tall, 120) + 90 + 6 * min(longest, 20)),
+        height=round(max(n * tall, 120) + 110 + 6 * min(longest, 20)),
         width=round(max(m * cell, 160) + 270),
-        margin={"l": 10, "r": 10, "t": 20, "b": 10},
+        margin={"l": 10, "r": 10, "t": 40, "b": 10},
     )
     return figure
 

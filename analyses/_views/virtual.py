@@ -45,7 +45,7 @@ def figure(found: "VirtualWeights") -> "go.Figure":
     drawn.update_yaxes(
         tickvals=list(range(len(some))), ticktext=names, autorange="reversed", showgrid=False
     )
-    return _laid_out(drawn, 110 + 20 * len(some))
+    return _laid_out(drawn, 130 + 20 * len(some))
 
 
 def _laid_out(figure: "go.Figure", height: int) -> "go.Figure":
@@ -53,5 +53,5 @@ def _laid_out(figure: "go.Figure", height: int) -> "go.Figure":
         template=report.template(),
         height=height,
         width=820,
-        margin={"l": 20, "r": 20, "t": 20, "b": 50},
+        margin={"l": 20, "r": 20, "t": 40, "b": 50},
     )
