@@ -49,13 +49,9 @@ if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
     # without waiting seconds for torch, and then imports itself under its own name.
     from analyses._circuits.composition import Composition, composition
-    from analyses._circuits.directions import (
-        NeuronDirections,
-        SingularVectors,
-        neuron_directions,
-        singular_vectors,
-    )
+    from analyses._circuits.directions import SingularVectors, singular_vectors
     from analyses._circuits.eigenvalues import HeadEigenvalues, head_eigenvalues
+    from analyses._circuits.neurons import NeuronDirections, neuron_directions
     from analyses._circuits.result import WeightResult
     from analyses._circuits.tokens import (
         TokenCircuit,

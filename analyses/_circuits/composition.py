@@ -11,7 +11,14 @@ from torch import Tensor
 
 from analyses import cli
 from analyses._circuits.result import WeightResult
-from analyses._circuits.source import Weights, heads_of, provenance_of, top_k_of, weights_note
+from analyses._circuits.source import (
+    Weights,
+    check_finite,
+    heads_of,
+    provenance_of,
+    top_k_of,
+    weights_note,
+)
 from analyses._heads.names import one_head
 from analyses._views import circuits as views
 from analyses._views import composition as pictures
@@ -236,8 +243,8 @@ def composition(weights: Weights, modes: str | Sequence[str] = COMPOSITION_MODES
         scores of all pairs, on the CPU; NaN where the second head is in no later layer.
 
     Raises:
-        ValueError: an unknown mode, one twice or none, or a model of a single layer. TypeError:
-            something that has no attention weights.
+        ValueError: an unknown mode, one twice or none; a model of a single layer; NaN or infinity
+            in the weights. TypeError: something that has no attention weights.
 
     Source: Elhage et al. 2021, section "Two-Layer Attention-Only Transformers", whose figure shows
     scores above those of random matrices.
@@ -251,6 +258,7 @@ def composition(weights: Weights, modes: str | Sequence[str] = COMPOSITION_MODES
     heads = heads_of(weights)
     if len(heads.W_Q) < 2:
         raise ValueError("composition is between layers, and this model has only one")
+    check_finite("the attention weights", heads.W_Q, heads.W_K, heads.W_V, heads.W_O)
     scores, sigmas, baseline = [], [], 0.0
     for mode in cli.progress(range(len(chosen)), "composition"):
         pair = composed(heads.QK, heads.OV, chosen[mode])

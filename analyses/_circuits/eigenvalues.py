@@ -15,6 +15,7 @@ from analyses._circuits.source import (
     AT_ONCE,
     EMBEDDINGS,
     Weights,
+    check_finite,
     embedded,
     heads_of,
     provenance_of,
@@ -192,7 +193,7 @@ class HeadEigenvalues(WeightResult):
                 self.weights[0].upper() + self.weights[1:] + ". Biases are left out.",
             ),
             (
-                (self.plot(), "Red: copies. Blue: the opposite. Hover for the numbers."),
+                (self.plot(), "Red: above 0. Blue: below. Hover for the numbers."),
                 (
                     self.plot_eigenvalues(),
                     f"Eigenvalues of the heads with the highest and lowest score ({self.spaces[-1]}"
@@ -280,8 +281,7 @@ def head_eigenvalues(
             needs = f"the full {circuit} circuit ({space}) needs embeddings"
             matrix = _through_tokens(whole_model(weights, needs, "; space 'residual' needs none"),
                                      circuit, space)  # fmt: skip
-        if not bool(matrix.A.isfinite().all() and matrix.B.isfinite().all()):
-            raise ValueError(f"the {circuit} circuits ({space}) hold NaN or infinity")
+        check_finite(f"the {circuit} circuits ({space})", *matrix.pair)
         values = matrix.eigenvalues
         order = values.abs().argsort(-1, descending=True)
         found.append(values.gather(-1, order).cpu())

@@ -158,3 +158,13 @@ def embedded(
         part = plain[start : start + rows]
         found[start : start + rows] = part + model.mlp_out(part[None], block, unwatched)[0]
     return found
+
+
+def check_finite(what: str, *tensors: Tensor) -> None:
+    """Refuse weights from which no number would follow.
+
+    Raises:
+        ValueError: NaN or infinity; `what` names the weights.
+    """
+    if not all(bool(one.isfinite().all()) for one in tensors):
+        raise ValueError(f"{what} hold NaN or infinity")

@@ -15,6 +15,7 @@ from analyses._circuits.source import (
     AT_ONCE,
     Tokens,
     Weights,
+    check_finite,
     embedded,
     provenance_of,
     strings,
@@ -267,8 +268,7 @@ def token_circuit(
         raise IndexError(f"this model predicts tokens 0 to {n_out - 1}: say which with to=")
     at = torch.tensor(rows, device=model.device)
     whole = _full(model, chosen, circuit, embedding, at, None)
-    if not bool(whole.A.isfinite().all() and whole.B.isfinite().all()):
-        raise ValueError(f"the weights of head {chosen} or the embeddings hold NaN or infinity")
+    check_finite(f"the weights of head {chosen} or the embeddings", *whole.pair)
     strongest = extremes(whole.A, whole.B.T, k)
     matrix = whole[:, columns]
     named = {id: text for ids in (rows, columns, ids_in(strongest)) for id, text in
@@ -328,8 +328,7 @@ def position_circuit(weights: Weights, head: Any, n: int | None = None) -> Token
     positions = model.W_pos[:n].detach()
     w_q, w_k = (w[chosen].detach() for w in (model.W_Q, model.W_K))
     matrix = FactoredMatrix((positions @ w_q).cpu(), (positions @ w_k).T.cpu())
-    if not bool(matrix.A.isfinite().all() and matrix.B.isfinite().all()):
-        raise ValueError(f"the weights of head {chosen} or the positions hold NaN or infinity")
+    check_finite(f"the weights of head {chosen} or the positions", *matrix.pair)
     numbers = tuple(range(n))
     names = tuple(map(str, numbers))
     return TokenCircuit(

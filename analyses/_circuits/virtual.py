@@ -16,6 +16,7 @@ from analyses._circuits.result import WeightResult
 from analyses._circuits.source import (
     AT_ONCE,
     Weights,
+    check_finite,
     heads_of,
     provenance_of,
     strings,
@@ -169,8 +170,7 @@ def virtual_weights(
     if target.stage <= source.stage:
         raise ValueError(f"{target.name} does not come after {source.name}: it cannot read it")
     for part in (source, target):
-        if not all(bool(one.isfinite().all()) for one in part.matrix.pair):
-            raise ValueError(f"the weights of {part.name} hold NaN or infinity")
+        check_finite(f"the weights of {part.name}", *part.matrix.pair)
     matrix = source.matrix @ target.matrix
     score = float(composition_scores(source.matrix, target.matrix))
     mean, spread = (float(one) for one in random_composition(source.matrix, target.matrix))

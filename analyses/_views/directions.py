@@ -7,7 +7,8 @@ from analyses import cli, report
 if TYPE_CHECKING:
     import plotly.graph_objects as go
 
-    from analyses._circuits.directions import NeuronDirections, SingularVectors
+    from analyses._circuits.directions import SingularVectors
+    from analyses._circuits.neurons import NeuronDirections
 
 
 def _tokens(texts: list[str]) -> str:

@@ -41,9 +41,7 @@ def scores(found: "HeadEigenvalues") -> "go.Figure":
                 z=values,
                 zmin=-1,
                 zmax=1,
-                text=[[f"{v:.2f}".replace("0.", ".", 1) for v in row] for row in values]
-                if words
-                else None,
+                text=[[_short(v) for v in row] for row in values] if words else None,
                 texttemplate="%{text}" if words else None,
                 textfont={"size": 10},
                 xgap=1,
@@ -126,3 +124,9 @@ def planes(found: "HeadEigenvalues", place: int, heads: "Sequence[Head]") -> "go
         margin={"l": 60, "r": 20, "t": 40, "b": 50},
     )
     return figure.update_annotations(font={"size": 13})
+
+
+def _short(score: float) -> str:
+    """A score in few characters: `-.97`; nothing for NaN, no sign before a zero."""
+    text = f"{score:.2f}".replace("0.", ".", 1)
+    return "" if score != score else text.removeprefix("-") if text == "-.00" else text
