@@ -1,5 +1,5 @@
-"""Running circuits: against a naive run edge by edge, full and empty circuits, what stands in place,
-batches and memory; faithfulness, completeness, minimality from the naive runs; errors."""
+"""Running circuits: against a naive run edge by edge, full and empty circuits, what stands in
+place, batches and memory; faithfulness, completeness, minimality from the naive runs; errors."""
 
 import io
 import re
@@ -367,7 +367,7 @@ def test_what_does_not_fit_is_refused(
 def test_active_hooks_are_refused(model: HookedGPT2) -> None:
     with (
         model.hooks([("blocks.1.attn.hook_z", lambda activation, hook: None)]),
-        pytest.raises(ValueError, match="hooks are active on the model, at blocks.1.attn.hook_z"),
+        pytest.raises(ValueError, match=r"hooks are active on the model, at blocks\.1"),
     ):
         run_circuit(model, Circuit.full(model), random_pair(model))
 

@@ -87,7 +87,7 @@ def linear_model() -> HookedGPT2:
     attention is even, as queries and keys are 0; the biases of MLPs keep all neurons on.
     """
     cfg = HookedGPT2Config(
-        n_layers=3, d_model=12, n_heads=3, d_mlp=16, n_ctx=8, d_vocab=D_VOCAB, act_fn="relu",
+        n_layers=2, d_model=12, n_heads=2, d_mlp=16, n_ctx=8, d_vocab=D_VOCAB, act_fn="relu",
         eps=1e24, tie_word_embeddings=False,
     )  # fmt: skip
     model = blank_model(cfg)
@@ -110,7 +110,7 @@ def test_edge_attribution_of_a_linear_model_is_exact() -> None:
         exact = run_circuit(model, each, pair)
         change = (exact.values - exact.clean).mean(1)
         estimate = torch.stack([scores[str(e.sender), str(e.receiver)] for e in full])
-        assert (change.abs() > 1e-3).sum() > 50
+        assert (change.abs() > 1e-3).sum() > 20
         torch.testing.assert_close(estimate, change, rtol=1e-8, atol=1e-8)
     pair = random_pair(model, (5, 4))
     both = edge_attribution(model, pair), edge_attribution(model, pair, direction="denoising")
@@ -139,7 +139,7 @@ def naive_acdc(
     return circuit
 
 
-@pytest.mark.parametrize(("threshold", "lengths"), [(0.003, (5, 5)), (0.03, (5, 3)), (0.3, (5, 5))])
+@pytest.mark.parametrize(("threshold", "lengths"), [(0.003, (5, 5)), (0.03, (5, 3)), (0.1, (5, 5))])
 def test_acdc_decides_as_with_a_full_run_per_edge(
     model: HookedGPT2, threshold: float, lengths: tuple[int, ...]
 ) -> None:
@@ -160,7 +160,7 @@ def test_acdc_decides_as_with_a_full_run_per_edge(
 
 def test_acdc_by_another_metric(model: HookedGPT2) -> None:
     pair = random_pair(model)
-    for by, side in (("change", abs), ("decrease", lambda d: -d), ("increase", lambda d: d)):
+    for by, side in (("change", abs), ("decrease", lambda d: -d)):
         way: Any = by
         found = acdc(model, pair, 0.05, metric=pair.metric, by=way)
         assert found.circuit == naive_acdc(model, pair, 0.05, side, pair.metric)
@@ -172,7 +172,7 @@ def test_acdc_by_another_metric(model: HookedGPT2) -> None:
 
 def test_acdc_of_nodes(model: HookedGPT2) -> None:
     pair = random_pair(model)
-    found = acdc(model, pair, 0.05, metric=pair.metric, level="nodes")
+    found = acdc(model, pair, 0.02, metric=pair.metric, level="nodes")
     instead = run_of(model, pair.corrupted, pair.attention_mask)
     circuit = NodeCircuit.full(model)
 
@@ -181,7 +181,7 @@ def test_acdc_of_nodes(model: HookedGPT2) -> None:
 
     for node in reversed(circuit.ordered):
         smaller = circuit.without_nodes([node])
-        if abs(value(smaller) - value(circuit)) < 0.05:
+        if abs(value(smaller) - value(circuit)) < 0.02:
             circuit = smaller
     assert found.circuit == circuit and 0 < len(circuit) < 6
 
@@ -202,7 +202,7 @@ def test_a_planted_circuit_is_recovered(method: Any) -> None:
     ends = pair.ends(model)
     torch.testing.assert_close(ends["clean"], -ends["corrupted"])
     how: dict[str, dict[str, Any]] = {
-        "acdc": {"threshold": 1e-4}, "greedy": {"share": 0.999}, "eap": {"threshold": 1e-3},
+        "acdc": {"threshold": 1e-4}, "greedy": {"share": 0.999}, "eap": {"k": 3},
     }  # fmt: skip
     found = discover(model, pair, method, **how[method])
     assert found.circuit == Circuit.of(model, PLANTED)
@@ -223,7 +223,7 @@ def test_what_was_found_before_an_interruption(
 
     def values(self: Any, *arguments: Any) -> Any:
         calls.append(1)
-        if len(calls) > 4:
+        if len(calls) > 2:
             raise KeyboardInterrupt
         return plain(self, *arguments)
 

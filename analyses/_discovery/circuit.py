@@ -188,7 +188,7 @@ class Circuit:
             if edge.reader in live:
                 live.add(edge.sender)
                 edges.append(edge)
-        return self._with(edges, f"{self.method}, pruned")
+        return self._with(edges, f"{self.method.removesuffix(', pruned')}, pruned")
 
     def without_nodes(self, nodes: Iterable[AnyNode]) -> "Circuit":
         """Without the edges that leave these nodes.
@@ -617,7 +617,9 @@ def _whose(circuit: AnyCircuit) -> str:
 
 
 def _joined(one: AnyCircuit, word: str, other: AnyCircuit) -> str:
-    return one.method if one.method == other.method else f"{one.method} {word} {other.method}"
+    # What was said once need not be said for every circuit that is taken away.
+    said = one.method == other.method or one.method.endswith(f" {word} {other.method}")
+    return one.method if said else f"{one.method} {word} {other.method}"
 
 
 def _no_twins(found: Sequence[Edge] | Sequence[Node]) -> None:

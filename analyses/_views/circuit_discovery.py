@@ -313,8 +313,9 @@ def completeness_figure(result: "Completeness") -> "go.Figure":
     figure.update_layout(
         template=report.template(),
         width=660,
-        height=500,
+        height=520,
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom"},
         xaxis={"title": report.plotly_text(f"F(M \\ K): {result.metric} of the model"),
                "range": span},
         yaxis={"title": "F(C \\ K): of the circuit", "range": span},

@@ -89,7 +89,10 @@ def _edges(circuit: "Circuit") -> "go.Figure":
     for kind, fill in _FILL.items():
         names = [end for end in places if kinds[end] == kind]
         _markers(figure, names, places, fill, {n: _hover(n, joined[n]) for n in names}, "")
-    _frame(figure, places)
+    reached = [
+        x for trace in figure.data if trace.mode == "lines" for x in trace.x if x is not None
+    ]
+    _frame(figure, places, reached)
     return figure
 
 
@@ -259,10 +262,13 @@ def _nodes(circuit: "NodeCircuit") -> "go.Figure":
         where = "all positions" if node.pos is None else f"at {node.pos}"
         told = f"{where}{f', {role}' if role else ''}"
         by_part[name].append(told + ("" if score is None else f": {score:+.4g}"))
-    roles = list(dict.fromkeys(role_of.values()))
-    for i, role in enumerate(roles):
-        names = [name for name in places if role_of.get(name) == role]
-        fill = _ROLES[i % len(_ROLES)]
+    # Those of a role have its colour, the others that of their kind.
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    named = [role for role in dict.fromkeys(role_of.values()) if role]
+    for name, role in role_of.items():
+        fill = _ROLES[named.index(role) % len(_ROLES)] if role else _FILL[_kind(name)]
+        groups[role, fill].append(name)
+    for (role, fill), names in groups.items():
         hovers = {
             name: "<br>".join([f"<b>{name}</b>", *map(report.plotly_text, by_part[name])])
             for name in names
@@ -307,17 +313,18 @@ def _markers(
     )
 
 
-def _frame(figure: "go.Figure", places: Mapping[str, Place]) -> None:
-    xs = [x for x, _ in places.values()] or [0.0]
+def _frame(figure: "go.Figure", places: Mapping[str, Place], reached: Sequence[float] = ()) -> None:
+    """Room for all nodes, and for lines that reach further to the sides."""
+    xs = [*(x for x, _ in places.values()), *reached] or [0.0]
     ys = [y for _, y in places.values()] or [0.0]
     wide, high = max(xs) - min(xs), max(ys) - min(ys)
     room: dict[str, Any] = {"showgrid": False, "showticklabels": False, "zeroline": False}
     figure.update_layout(
         template=report.template(),
-        width=max(760, round(_ACROSS * (wide + 3))),
+        width=max(760, round(_ACROSS * (wide + 2))),
         height=max(320, round(_UPWARDS * (high + 2.2) + 60)),
         margin={"l": 10, "r": 10, "t": 10, "b": 10},
-        xaxis={**room, "range": [min(xs) - 1.5, max(xs) + 1.5]},
+        xaxis={**room, "range": [min(xs) - 1, max(xs) + 1]},
         yaxis={**room, "range": [min(ys) - 0.9, max(ys) + 0.9]},
         legend={"orientation": "h", "y": -0.02, "yanchor": "top"},
         hovermode="closest",
