@@ -12,7 +12,7 @@ Source: Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits",
 Attention-Only Transformers".
 """
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -27,6 +27,7 @@ _AT_ONCE = 2**24
 COMPOSITION_MODES = ("Q", "K", "V")
 
 
+@runtime_checkable
 class HeadWeights(Protocol):
     """What holds the weights of heads, `... head d_model d_head` and (`W_O`) `d_head d_model`."""
 

@@ -246,7 +246,7 @@ class FactoredMatrix:
             return FactoredMatrix(other, self.AB)
         return FactoredMatrix(other @ self.A, self.B)
 
-    def __mul__(self, scalar: float | Tensor) -> "FactoredMatrix":
+    def __mul__(self, scalar: int | float | Tensor) -> "FactoredMatrix":
         """The matrix times a number.
 
         Raises:
@@ -263,7 +263,7 @@ class FactoredMatrix:
 
     __rmul__ = __mul__
 
-    def __truediv__(self, scalar: float | Tensor) -> "FactoredMatrix":
+    def __truediv__(self, scalar: int | float | Tensor) -> "FactoredMatrix":
         """The matrix divided by a number; see `__mul__`."""
         return self * (1 / scalar)
 
@@ -413,7 +413,9 @@ class FactoredMatrix:
 
 def left_core(factor: Float[Tensor, "... tall wide"]) -> Float[Tensor, "... core wide"]:
     """`R` of the QR decomposition: all inner products of the columns, in the fewest rows."""
-    return torch.linalg.qr(full_precision(factor), mode="r").R
+    # With Q only where a gradient needs it.
+    needed = factor.requires_grad and torch.is_grad_enabled()
+    return torch.linalg.qr(full_precision(factor), mode="reduced" if needed else "r").R
 
 
 def full_precision(values: Tensor) -> Tensor:

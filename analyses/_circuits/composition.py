@@ -15,8 +15,8 @@ from analyses._circuits.source import (
     Weights,
     check_finite,
     heads_of,
+    number_of,
     provenance_of,
-    top_k_of,
     weights_note,
 )
 from analyses._heads.names import one_head
@@ -92,7 +92,7 @@ class Composition(WeightResult):
         frame = self.to_frame()
         if mode is not None:
             frame = frame[frame["mode"] == self.modes[self._place(mode)]]
-        k = top_k_of(k, max(1, len(frame)))
+        k = number_of(k, max(1, len(frame)), 10, "k")
         order = (-frame["score"]).argsort(kind="stable")  # NaN comes last
         return frame.iloc[order[:k]].reset_index(drop=True)
 

@@ -7,16 +7,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from analyses._arguments import whole
 from analyses._circuits.reading import Readings, ids_in, read
 from analyses._circuits.result import WeightResult
 from analyses._circuits.source import (
     Weights,
     check_finite,
     heads_of,
+    number_of,
     provenance_of,
     strings,
-    top_k_of,
     weights_note,
     whole_model,
 )
@@ -189,8 +188,8 @@ def singular_vectors(
     matrix: str = "OV",
     place: Any = 0,
     *,
-    n: SupportsIndex = 10,
-    top_k: SupportsIndex = 8,
+    n: SupportsIndex | None = None,
+    top_k: SupportsIndex | None = None,
 ) -> SingularVectors:
     """The singular directions of a head's circuit or of an MLP's weights, read as tokens.
 
@@ -212,8 +211,8 @@ def singular_vectors(
             without tokens. Stays as it is.
         matrix: "OV", "QK", "W_in" or "W_out".
         place: a head such as `"3.1"` for OV and QK, a layer for W_in and W_out.
-        n: how many directions to read.
-        top_k: how many tokens of each sign.
+        n: how many directions to read; None: 10, or all where there are fewer.
+        top_k: how many tokens of each sign; None: 8, or all where there are fewer.
 
     Returns:
         all singular values, the first n directions and their tokens, on the CPU.
@@ -242,14 +241,12 @@ def singular_vectors(
         check_finite(f"the weights {matrix} of {label}", values)
         u, s, vh = torch.linalg.svd(values, full_matrices=False)
         v = vh.mT
-    n = whole(n, "n is a whole number")
-    if not 1 <= n <= len(s):
-        raise ValueError(f"n={n} is out of range: {matrix} of {label} has 1 to {len(s)} directions")
+    n = number_of(n, len(s), 10, "n")
     left, right = u[:, :n].mT, v[:, :n].mT
     tokens: list[Readings | None] = [None, None]
-    k = whole(top_k, "top_k is a whole number")
+    k = 0
     if isinstance(weights, HookedGPT2):
-        k = top_k_of(k, min(weights.cfg.d_vocab, weights.cfg.d_vocab_out))
+        k = number_of(top_k, min(weights.cfg.d_vocab, weights.cfg.d_vocab_out), 8)
         for index, (side, rows) in enumerate(zip(_SIDES[matrix], (left, right), strict=True)):
             if side is not None:
                 tokens[index] = read(weights, rows.to(weights.dtype), side, k)
@@ -268,7 +265,8 @@ def singular_vectors(
         weights=weights_note(weights),
         provenance=provenance_of(
             weights,
-            f"singular_vectors(weights, {matrix!r}, {place!r}, n={n}, top_k={k})",
+            f"singular_vectors(weights, {matrix!r}, {place!r}, n={n}"
+            + (f", top_k={k})" if k else ")"),
         ),
     )
 

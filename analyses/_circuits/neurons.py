@@ -15,9 +15,9 @@ from analyses._circuits.result import WeightResult
 from analyses._circuits.source import (
     Weights,
     check_finite,
+    number_of,
     provenance_of,
     strings,
-    top_k_of,
     weights_note,
     whole_model,
 )
@@ -143,8 +143,8 @@ def neuron_directions(
     layer: SupportsIndex,
     neurons: SupportsIndex | Sequence[SupportsIndex] | None = None,
     *,
-    n: SupportsIndex = 10,
-    top_k: SupportsIndex = 8,
+    n: SupportsIndex | None = None,
+    top_k: SupportsIndex | None = None,
 ) -> NeuronDirections:
     """The input and output directions of neurons, read as tokens.
 
@@ -156,8 +156,8 @@ def neuron_directions(
         weights: a model; stays as it is.
         layer: of the MLP; a negative one counts from the end.
         neurons: which; None: the n with the largest product of both lengths.
-        n: how many, where `neurons` is None.
-        top_k: how many tokens of each sign.
+        n: how many, where `neurons` is None; None: 10, or all where there are fewer.
+        top_k: how many tokens of each sign; None: 8, or all where there are fewer.
 
     Raises:
         ValueError, IndexError, TypeError: no such layer or neuron, one twice or none; n or top_k
@@ -174,9 +174,7 @@ def neuron_directions(
     check_finite(f"the MLP weights of layer {chosen}", w_in, w_out)
     in_norm, out_norm = w_in.norm(dim=1), w_out.norm(dim=1)
     if neurons is None:
-        n = whole(n, "n is a whole number")
-        if not 1 <= n <= d_mlp:
-            raise ValueError(f"n={n} is out of range: a layer has 1 to {d_mlp} neurons")
+        n = number_of(n, d_mlp, 10, "n")
         asked = (in_norm * out_norm).argsort(descending=True, stable=True)[:n].tolist()
     else:
         asked = []
@@ -191,7 +189,7 @@ def neuron_directions(
             asked.append(neuron % d_mlp)
         if not asked:
             raise ValueError("neurons is empty; leave it out for the largest")
-    k = top_k_of(top_k, min(model.cfg.d_vocab, model.cfg.d_vocab_out))
+    k = number_of(top_k, min(model.cfg.d_vocab, model.cfg.d_vocab_out), 8)
     reads = read(model, w_in[asked], "reads", k)
     writes = read(model, w_out[asked], "writes", k)
     named = ids_in(reads, writes)

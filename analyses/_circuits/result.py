@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, replace
 from os import PathLike
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from analyses import report
 from analyses._views import circuits as views
@@ -56,7 +56,7 @@ class WeightResult:
         result = self if model is None else self.hashed(model)
         result.page().write(path)
 
-    def hashed(self, model: "HookedGPT2", call: str | None = None) -> Self:
+    def hashed(self, model: "HookedGPT2", call: str | None = None) -> "WeightResult":
         """The same with the hash of the model's weights, and another call where one is given."""
         return replace(self, provenance=self.provenance.with_weights(model, call))
 

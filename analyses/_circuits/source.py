@@ -123,11 +123,13 @@ def strings(model: HookedGPT2, ids: Sequence[int]) -> tuple[str, ...]:
     return tuple(token_string(model, id) for id in ids)
 
 
-def top_k_of(value: Any, most: int) -> int:
-    """A number of things to list, checked."""
-    k = whole(value, "top_k is a whole number")
+def number_of(value: Any, most: int, usual: int, name: str = "top_k") -> int:
+    """How many things to list, checked; None: the usual number, or all where there are fewer."""
+    if value is None:
+        return min(usual, most)
+    k = whole(value, f"{name} is a whole number")
     if not 1 <= k <= most:
-        raise ValueError(f"top_k={k} is out of range: 1 to {most}")
+        raise ValueError(f"{name}={k} is out of range: 1 to {most}")
     return k
 
 

@@ -1,7 +1,7 @@
 """Full OV and QK circuits between chosen tokens, and between positions."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from jaxtyping import Float, Int64
@@ -17,10 +17,10 @@ from analyses._circuits.source import (
     Weights,
     check_finite,
     embedded,
+    number_of,
     provenance_of,
     strings,
     token_ids,
-    top_k_of,
     weights_note,
     whole_model,
 )
@@ -232,7 +232,7 @@ def token_circuit(
     *,
     circuit: str = "OV",
     embedding: str = "plain",
-    top_k: int = 8,
+    top_k: SupportsIndex | None = None,
 ) -> TokenCircuit:
     """A head's full OV or QK circuit between tokens of your choice.
 
@@ -245,7 +245,8 @@ def token_circuit(
         to: likewise: output tokens (OV), or keys (QK). None: the same as `tokens`.
         circuit: "OV" or "QK"; see `full_circuit`, which has the whole vocabulary.
         embedding: "plain" or "mlp0"; as there.
-        top_k: how many tokens of the whole vocabulary are listed for each row, of each sign.
+        top_k: how many tokens of the whole vocabulary are listed for each row, of each sign; None:
+            8, or all where there are fewer.
 
     Returns:
         the numbers between the tokens, and each row's strongest tokens, on the CPU.
@@ -261,7 +262,7 @@ def token_circuit(
     model = whole_model(weights, f"the full {circuit} circuit needs embeddings")
     chosen = one_head(head, model.cfg.n_layers, model.cfg.n_heads)
     n_out = model.W_U.shape[1] if circuit == "OV" else model.cfg.d_vocab
-    k = top_k_of(top_k, n_out)
+    k = number_of(top_k, n_out, 8)
     rows = token_ids(model, tokens, "tokens", model.cfg.d_vocab)
     columns = rows if to is None else token_ids(model, to, "to", n_out)
     if to is None and max(rows) >= n_out:

@@ -18,9 +18,9 @@ from analyses._circuits.source import (
     Weights,
     check_finite,
     heads_of,
+    number_of,
     provenance_of,
     strings,
-    top_k_of,
     weights_note,
 )
 from analyses._heads.names import checked_heads
@@ -175,7 +175,7 @@ def virtual_weights(
     score = float(composition_scores(source.matrix, target.matrix))
     mean, spread = (float(one) for one in random_composition(source.matrix, target.matrix))
     sigmas = (score**2 - mean) / spread if spread else math.nan
-    k = top_k_of(top_k, 10_000)
+    k = number_of(top_k, 10_000, 20)
     return VirtualWeights(
         writer=source.name,
         reader=target.name,

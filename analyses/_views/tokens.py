@@ -33,8 +33,8 @@ def heat_map(found: "TokenCircuit", down: str, across: str, unit: str) -> "go.Fi
         values = values.masked_fill(future, math.nan)
     limit = float(values.abs().nan_to_num(0.0).max()) or 1.0
     words = n * m <= _MOST_WORDS
-    cell = 48 if words else 13 if m <= 64 else max(2.5, 1000 / m)
-    tall = 26 if words else min(cell, 18)
+    cell = 48.0 if words else 13.0 if m <= 64 else max(2.5, 1000 / m)
+    tall = 26.0 if words else min(cell, 18.0)
     figure = go.Figure(
         go.Heatmap(
             z=values.tolist(),

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
     from analyses._circuits.virtual import VirtualWeights
 
 _MOST_BARS = 40
+# Readable on light and on dark.
+_ABOVE, _BELOW = "#c8553d", "#3a7fbf"
 
 
 def figure(found: "VirtualWeights") -> "go.Figure":
@@ -35,12 +37,10 @@ def figure(found: "VirtualWeights") -> "go.Figure":
         y=list(range(len(some))),
         orientation="h",
         customdata=names,
-        marker={"color": values, "coloraxis": "coloraxis"},
+        marker={"color": [_ABOVE if value > 0 else _BELOW for value in values]},
         hovertemplate="%{customdata}<br>%{x:.5g}<extra></extra>",
     )
     drawn = go.Figure(bars)
-    limit = max(map(abs, values)) or 1.0
-    drawn.update_layout(coloraxis={"cmin": -limit, "cmax": limit, "cmid": 0, "showscale": False})
     drawn.update_xaxes(title="weight")
     drawn.update_yaxes(
         tickvals=list(range(len(some))), ticktext=names, autorange="reversed", showgrid=False
