@@ -538,7 +538,7 @@ def evaluate(
         metric: one, several, or several by name.
 
     Raises:
-        what `model.forward`, `named_metrics` and the metrics raise.
+        others: what `model.forward`, `named_metrics` and the metrics raise.
     """
     found = named_metrics(metric)
     prompts = Prompts.of(model, tokens, attention_mask, prepend_bos)

@@ -92,7 +92,7 @@ class Edit:
         """Apply the edit, in place, to a whole activation of prompts without padding.
 
         Raises:
-            as `hooks.located.Locator.locate`.
+            others: as `hooks.located.Locator.locate`.
         """
         self.apply(activation, hook, None)
 
@@ -105,7 +105,7 @@ class Edit:
             mask: where real tokens are; None: everywhere.
 
         Raises:
-            as `hooks.located.Locator.locate`.
+            others: as `hooks.located.Locator.locate`.
         """
         from hooks.located import Locator
 
