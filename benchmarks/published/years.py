@@ -1,0 +1,158 @@
+"""Figures of "How does GPT-2 compute greater-than?" (Hanna et al. 2023): how each is measured here.
+
+" The war lasted from the year 1732 to the year 17" after `<|endoftext|>`, with the space before
+"The" that the authors' code has; nouns are this package's. Weights as they are.
+
+The circuit: at the last token, heads 5.1 5.5 6.9 7.10 8.8 8.11 9.1 say what they say on the prompt,
+and the last third of the MLPs answers to them; all other heads and MLPs say what they say on the
+prompt whose year ends in 01.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from analyses.pairs import PromptPair
+from analyses.path_patching import path_patching
+from analyses.tasks import generate, words
+from benchmarks.published.bench import Bench, by_group, figure, parsed, ranked
+from benchmarks.published.figures import Measured
+from hooks import Edit, Patch
+
+_HEADS = ("5.1", "5.5", "6.9", "7.10", "8.8", "8.11", "9.1")
+
+
+@dataclass(frozen=True, eq=False)
+class Years:
+    """Prompts.
+
+    Attributes:
+        pair: with their 01 prompts.
+        nouns: of each prompt.
+        starts: the last two digits of the year, as a number.
+        halves: token ids of "00" to "99".
+    """
+
+    pair: PromptPair
+    nouns: tuple[str, ...]
+    starts: Tensor
+    halves: Tensor
+
+
+def years(bench: Bench) -> Years:
+    """All prompts."""
+    return bench.once("years", lambda: _made(bench))
+
+
+def _made(bench: Bench) -> Years:
+    model = bench.model
+    data = generate(
+        "greater_than",
+        model.tokenizer,
+        bench.n_prompts,
+        seed=0,
+        split="train",
+        template="lasted_year",
+        prepend_bos=False,
+    )
+    starts = [
+        int(row[int(at)]) for row, at in zip(data.str_tokens, data.positions["YY"], strict=True)
+    ]
+    pair = PromptPair.of(
+        model,
+        [f" {text}" for text in data.clean_prompts],
+        [f" {text}" for text in data.corrupted_prompts],
+    )
+    return Years(
+        pair=pair,
+        nouns=tuple(
+            row[int(at)] for row, at in zip(data.str_tokens, data.positions["EVENT"], strict=True)
+        ),
+        starts=torch.tensor(starts),
+        halves=torch.tensor([model.to_single_token(half) for half in words.YEAR_HALVES]),
+    )
+
+
+def _probabilities(bench: Bench, logits: Tensor) -> Tensor:
+    """Of the 100 endings, `example ending`, from logits `example pos d_vocab`."""
+    return logits[:, -1].double().softmax(-1).cpu()[:, years(bench).halves]
+
+
+def _difference(bench: Bench, logits: Tensor) -> Tensor:
+    """Probability of later years minus that of the others."""
+    found = _probabilities(bench, logits)
+    later = torch.arange(100)[None] > years(bench).starts[:, None]
+    return torch.where(later, found, -found).sum(1)
+
+
+def _logits(bench: Bench) -> Tensor:
+    def make() -> Tensor:
+        with torch.no_grad():
+            logits = bench.model.forward(years(bench).pair.clean.to(bench.model.device))
+        assert isinstance(logits, Tensor)
+        return logits[:, -1:].clone()
+
+    return bench.once("year logits", make)
+
+
+@figure("greater-than/probability-difference")
+def probability_difference(bench: Bench) -> Measured:
+    return by_group(_difference(bench, _logits(bench)), years(bench).nouns)
+
+
+@figure("greater-than/sharpness")
+def sharpness(bench: Bench) -> Measured:
+    found, data = _probabilities(bench, _logits(bench)), years(bench)
+    rows = torch.arange(len(found))
+    return by_group(found[rows, data.starts + 1] - found[rows, data.starts - 1], data.nouns)
+
+
+def _heads(bench: Bench, first_mlp: int) -> list[tuple[int, int]]:
+    """The published heads; of another model as many that act most through the MLPs and directly."""
+    if bench.checkpoint == "gpt2":
+        return [parsed(name) for name in _HEADS]
+    model, data = bench.model, years(bench)
+    receivers = [f"mlp_in.{layer}" for layer in range(first_mlp, model.cfg.n_layers)]
+    found = path_patching(
+        model,
+        data.pair,
+        [*receivers, "logits"],
+        senders="head",
+        pos=-1,
+        metric=lambda logits: _difference(bench, logits),
+    )
+    return [parsed(name) for name in ranked(-found.views["head"].change)[: len(_HEADS)]]
+
+
+@figure("greater-than/circuit")
+def circuit(bench: Bench) -> Measured:
+    model, data = bench.model, years(bench)
+    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
+    first_mlp = math.ceil(2 * n_layers / 3)
+    inside = set(_heads(bench, first_mlp))
+    with torch.no_grad():
+        clean, corrupted = (
+            model.run_with_cache(
+                tokens.to(model.device),
+                return_type=None,
+                names_filter=["*hook_z", "*hook_mlp_out"],
+                pos_slice=[tokens.shape[1] - 1],
+            )[1]
+            for tokens in (data.pair.clean, data.pair.corrupted)
+        )
+        edits: list[Edit] = []
+        for layer in range(n_layers):
+            for head in range(n_heads):
+                source = clean if (layer, head) in inside else corrupted
+                said = source["z", layer][:, 0, head]
+                edits.append(Patch(("z", layer), head=head, pos=-1, source=said))
+            if layer < first_mlp:
+                said = corrupted["mlp_out", layer][:, 0]
+                edits.append(Patch(("mlp_out", layer), pos=-1, source=said))
+        logits = model.run_with_hooks(
+            data.pair.corrupted.to(model.device), fwd_hooks=[(edit.point, edit) for edit in edits]
+        )
+    assert isinstance(logits, Tensor)
+    return by_group(_difference(bench, logits), data.nouns)
