@@ -23,7 +23,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError
 from nbformat import NotebookNode
 
 from notebooks.browser import BrowserMissing
-from notebooks.clean import clean, problems
+from notebooks.clean import TERMINAL_COLOURS, clean, problems
 from notebooks.pictures import add_pictures
 from notebooks.run import run
 
@@ -61,7 +61,7 @@ def build(path: Path) -> None:
         try:
             run(notebook, Path(folder))
         except (CellExecutionError, CellTimeoutError) as error:
-            raise BuildError(f"{path.name}: {error}") from error
+            raise BuildError(f"{path.name}: {TERMINAL_COLOURS.sub('', str(error))}") from error
     clean(notebook)
     add_pictures(notebook)
     beside = path.with_name(f".{path.name}.new")
