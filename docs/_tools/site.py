@@ -39,7 +39,7 @@ ROOT_PAGES = {
 # Modules that users import from although the package does not export from them.
 MORE_MODULES = {
     "hooks": ("timeline",),
-    "interp": ("model", "processing", "sources", "verify", "weights"),
+    "interp": ("familiar", "model", "processing", "sources", "verify", "weights"),
 }
 # Parts of the commands, of no use to who imports.
 PLUMBING = ("cli", "pair_options")
@@ -70,7 +70,7 @@ def modules(package: str) -> list[str]:
         return sorted(found - commands() - {*PLUMBING})
     exporting = {
         node.module.removeprefix(f"{package}.")
-        for node in _parsed(f"{package}/__init__.py").body
+        for node in ast.walk(_parsed(f"{package}/__init__.py"))
         if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith(package)
     }
     return sorted({*exporting, *(m for m in MORE_MODULES[package] if _path(package, m).exists())})
