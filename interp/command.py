@@ -175,6 +175,18 @@ def load_model(choice: Choice, *, device: str, dtype: str) -> "HookedGPT2":
         CommandError: an unknown device or dtype; the message lists those there are.
         ValueError: the model cannot be loaded; says why.
     """
+    check_device_and_dtype(device, dtype)
+    from interp import HookedGPT2
+
+    return HookedGPT2.from_pretrained(choice.name, device=device, dtype=dtype)
+
+
+def check_device_and_dtype(device: str, dtype: str) -> None:
+    """Refuse a device or a dtype that is not there.
+
+    Raises:
+        CommandError: it lists those there are.
+    """
     from hooks.names import nearest
 
     if dtype not in DTYPES:
@@ -191,9 +203,6 @@ def load_model(choice: Choice, *, device: str, dtype: str) -> "HookedGPT2":
         raise CommandError(
             f"no such device here: {device!r}; there is {', '.join(_devices())}"
         ) from None
-    from interp import HookedGPT2
-
-    return HookedGPT2.from_pretrained(choice.name, device=device, dtype=getattr(torch, dtype))
 
 
 def _devices() -> list[str]:
