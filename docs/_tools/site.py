@@ -13,9 +13,7 @@ Links are written as they work where the repository is browsed; here they are tu
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib
-import io
 import json
 import posixpath
 import re
@@ -43,7 +41,14 @@ MORE_MODULES = {
 }
 # Parts of the commands, of no use to who imports.
 PLUMBING = ("cli", "pair_options")
+# A picture in two versions: code-hosting sites follow the reader's system, the site its own button.
+PICTURE = re.compile(
+    r"<picture>\s*<source media=\"\(prefers-color-scheme: dark\)\" srcset=\"(?P<dark>[^\"]+)\""
+    r"\s*/?>\s*<img src=\"(?P<light>[^\"]+)\" alt=\"(?P<alt>[^\"]*)\"[^>]*>\s*</picture>"
+)
 LINK = re.compile(r"(?<=\]\()([^)\s#]+)(?=(?:#[^)\s]*)?\))|(?<=(?:src|set)=\")([^\"]+)(?=\")")
+# Where the table of hook points goes, in docs/hook_points.md.
+POINTS = "<!-- the table of points -->"
 log = get_plugin_logger("site")
 
 
@@ -185,7 +190,9 @@ def _cell(text: str) -> str:
 
 
 def _title(name: str) -> str:
-    return name.replace("_", " ").capitalize()
+    words = name.replace("_", " ")
+    start = next(at for at, letter in enumerate(words) if letter.isalpha())
+    return words[:start] + words[start].upper() + words[start + 1 :]
 
 
 def index_of_analyses() -> str:
@@ -224,14 +231,22 @@ def notebook_page(name: str) -> tuple[str, dict[str, bytes]]:
     return f"{text}\n\n---\n\n{note}\n", resources["outputs"]
 
 
-def printed_hook_points() -> str:
-    """What `model.hook_points()` prints for the bundled model."""
+def table_of_points() -> str:
+    """Every hook point, its axes, and their lengths in the bundled model."""
     from interp import HookedGPT2
+    from interp.points import axis_sizes, hook_points
 
-    out = io.StringIO()
-    with contextlib.redirect_stdout(out):
-        HookedGPT2.from_pretrained("mini").hook_points()
-    return f"```text\n{out.getvalue()}```"
+    model = HookedGPT2.from_pretrained("mini")
+    sizes = {**axis_sizes(model.cfg), "one": 1}
+    rows = ["| name | axes | in `mini` | computed |", "|---|---|---|---|"]
+    for name, point in hook_points(1).items():
+        axes = " ".join("1" if axis == "one" else axis for axis in point.axes)
+        lengths = " ".join(str(sizes.get(axis, axis)) for axis in point.axes)
+        when = "on request" if point.on_request else "always"
+        rows.append(
+            f"| `{name.replace('blocks.0.', 'blocks.{l}.')}` | {axes} | {lengths} | {when} |"
+        )
+    return "\n".join(rows)
 
 
 def source_page(path: str) -> str:
@@ -313,7 +328,9 @@ def on_config(config: MkDocsConfig) -> None:
         if "Analyses" in entry:
             entry["Analyses"] = ["analyses/index.md", *(f"analyses/{n}.md" for n in analyses())]
         if "Notebooks" in entry:
-            entry["Notebooks"] = [f"notebooks/{name}.md" for name in notebooks()]
+            entry["Notebooks"] = [
+                {_title(name.replace("_", ". ", 1)): f"notebooks/{name}.md"} for name in notebooks()
+            ]
         if "Reference" in entry:
             entry["Reference"] = [
                 {package: [f"reference/{package}.{name}.md" for name in modules(package)]}
@@ -347,11 +364,12 @@ def on_files(files: Files, config: MkDocsConfig) -> None:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Turn the links of a page, and fill in what the model itself prints."""
-    text = turned(markdown, page.file.src_uri)
-    if "<!-- model.hook_points() -->" in text:
-        text = text.replace("<!-- model.hook_points() -->", printed_hook_points())
-    return text
+    """Turn the links of a page, and put in the table of points."""
+    text = PICTURE.sub(
+        r"![\g<alt>](\g<light>#only-light)![\g<alt>](\g<dark>#only-dark)",
+        turned(markdown, page.file.src_uri),
+    )
+    return text.replace(POINTS, table_of_points()) if POINTS in text else text
 
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
