@@ -12,7 +12,6 @@ import typer
 
 from analyses import cli
 from benchmarks.published.facts import CHECKPOINTS, DATA, Published, published, sources
-from hooks.names import nearest
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 # Layers and heads, by which a folder is told from another checkpoint's.
 _SHAPES = {"gpt2": (12, 12), "distilgpt2": (6, 12), "gpt2-xl": (48, 25)}
 _MINI = "mini"
+# Prompts of IOI and of greater-than; the bundled model's record is of the smaller number.
+N_PUBLISHED, N_OTHER = 320, 80
 
 
 def main(
@@ -46,8 +47,13 @@ def main(
     ] = None,
     list_: Annotated[bool, typer.Option("--list", help="List the figures and end.")] = False,
     n: Annotated[
-        int, typer.Option(help="Prompts of IOI and of greater-than, at least 80.", metavar="N")
-    ] = 320,
+        int | None,
+        typer.Option(
+            help="Prompts of IOI and of greater-than, at least 80; 320 for published checkpoints.",
+            metavar="N",
+            show_default=False,
+        ),
+    ] = None,
     text: Annotated[
         Path | None,
         typer.Option(
@@ -80,13 +86,13 @@ def main(
     inputs = [str(file) for file in (text, facts) if file is not None]
     cli.check_outputs(html=None, csv=csv, json=json_path, inputs=inputs)
     ids = chosen(only or [])
-    if n < 80:
-        raise cli.CommandError(f"--n is {n}: expected at least 80")
+    if n is not None and n < N_OTHER:
+        raise cli.CommandError(f"--n is {n}: expected at least {N_OTHER}")
     console = cli.console(data_on_stdout=cli.STDIN in (csv, json_path))
     if list_:
         _list(console, ids)
         return
-    if record and (model != _MINI or only or (n, dtype) != (320, "float32")):
+    if record and (model != _MINI or only or n is not None or dtype != "float32"):
         raise cli.CommandError("--record goes with --model mini and no other choice")
     if as_ is not None and (model is None or as_ not in CHECKPOINTS):
         raise cli.CommandError(
@@ -110,6 +116,8 @@ def chosen(only: Sequence[str]) -> list[str]:
     Raises:
         CommandError: one that fits nothing; names the nearest id.
     """
+    from hooks.names import nearest
+
     known = list(published())
     for pattern in only:
         if not fnmatch.filter(known, pattern):
@@ -148,7 +156,7 @@ def _run(
     name: str,
     checkpoint: str,
     ids: Sequence[str],
-    n: int,
+    n: int | None,
     supplied: dict[str, Any],
     record: bool,
     device: str,
@@ -177,7 +185,7 @@ def _run(
         why = f"the checkpoint cannot be reached: {' '.join(str(error).split())}"
         yield from _shown(console, (not_run(one, why) for one in figures))
         return
-    bench = Bench(loaded, checkpoint, n, **supplied)
+    bench = Bench(loaded, checkpoint, n or (N_PUBLISHED if checkpoint else N_OTHER), **supplied)
     if record:
         _record({one.id: measure(bench, one.id) for one in figures if one.needs != "text"})
     theirs = "paper" if checkpoint else "recorded" if name == _MINI else "(nothing)"
@@ -205,13 +213,14 @@ def _shown(
 
     style = {"pass": "green", "FAIL": "bold red", "not run": "yellow"}
     # Figure, paper, ours, difference; verdict. Lines are printed one by one, so widths are fixed.
-    room = max(console.width, 80) - 8 - 8
-    widths = [room * share // 100 for share in (30, 25, 25, 20)]
+    longest = max(map(len, published()))
+    room = max(console.width, 100) - longest - 12 - 8 - 8
+    widths = [longest, room // 2, room // 2, 10]
 
     def line(*cells: str, cell_style: str = "") -> Table:
         table = Table.grid(padding=(0, 2, 0, 0))
         for width in (*widths, 7):
-            table.add_column(width=width - 2 if width > 7 else 7, overflow="fold")
+            table.add_column(width=width, overflow="fold")
         table.add_row(*(Text(cell) for cell in cells[:4]), Text(cells[4], style=cell_style))
         return table
 

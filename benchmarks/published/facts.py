@@ -86,6 +86,15 @@ class Published:
     also: tuple[str, ...]
     tolerance: Tolerance
 
+    def where(self, at: Sequence[int]) -> str:
+        """A place of the array in words: `9.6`, `layer 2, pos 11`."""
+        if self.axes == ("layer", "head"):
+            return f"{at[0]}.{at[1]}"
+        if self.labels:
+            return self.labels[at[0]]
+        axes = self.axes or ("prompt",)
+        return ", ".join(f"{axis} {i}" for axis, i in zip(axes, at, strict=True))
+
 
 @cache
 def sources() -> Mapping[str, Source]:
@@ -159,12 +168,38 @@ def recorded() -> Mapping[str, Any]:
 
 
 def number(value: float) -> str:
-    """A number in few digits, signed like the published ones are not."""
+    """A number in few digits."""
     if not math.isfinite(value):
         return "nan"
-    return f"{value:.0f}" if value == round(value) and abs(value) < 1e4 else f"{value:.4g}"
+    if value == round(value) and abs(value) < 1e4:
+        return f"{value:.0f}"
+    return f"{value:.3f}" if 0.1 <= abs(value) < 100 else f"{value:.3g}"
 
 
 def shape_of(values: Sequence[int]) -> str:
     """`12 x 15`."""
     return " x ".join(map(str, values))
+
+
+def strongest(value: np.ndarray | tuple[str, ...]) -> tuple[int, ...]:
+    """Where the number of largest size is; () where there is one number, or heads."""
+    if isinstance(value, tuple) or not np.ndim(value):
+        return ()
+    value = np.asarray(value)
+    return tuple(int(i) for i in np.unravel_index(int(np.abs(value).argmax()), value.shape))
+
+
+def brief(figure: Published, value: np.ndarray | tuple[str, ...], at: Sequence[int] = ()) -> str:
+    """A value in a few words: few numbers are all shown, of an array the one at a place."""
+    if isinstance(value, tuple):
+        return " ".join(value)
+    value = np.asarray(value)
+    if value.ndim == 0:
+        return number(float(value))
+    if figure.labels:
+        return ", ".join(
+            f"{label} {number(float(v))}" for label, v in zip(figure.labels, value, strict=True)
+        )
+    if figure.tolerance.rule == "points" or not at:
+        return f"{shape_of(value.shape)} numbers"
+    return f"{number(float(value[tuple(at)]))} at {figure.where(at)}"

@@ -1,14 +1,13 @@
 """A measured figure, and the verdict on it."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
-from benchmarks.published.facts import Published, Tolerance, number, shape_of
+from benchmarks.published.facts import Published, Tolerance, brief, number, shape_of, strongest
 
 # Of the bundled model's own record: the same code on other hardware, or another release of torch.
 RECORDED = Tolerance(rule="same", abs=1e-3, why="float32 on other hardware")
@@ -62,9 +61,11 @@ class Outcome:
     value: Any = None
 
 
-def not_run(figure: Published, why: str) -> Outcome:
-    """A figure that was not run, with the reason."""
-    return Outcome(figure.id, brief(figure, figure.value), "", "", "not run", why)
+def not_run(figure: Published, why: str, *, published: bool = True) -> Outcome:
+    """A figure that was not run, with the reason; and with what was published, if that is of the
+    model that was to be run."""
+    theirs = brief(figure, figure.value, strongest(figure.value)) if published else ""
+    return Outcome(figure.id, theirs, "", "", "not run", why)
 
 
 def compared(figure: Published, measured: Measured, with_: Any = None) -> Outcome:
@@ -90,7 +91,7 @@ def compared(figure: Published, measured: Measured, with_: Any = None) -> Outcom
 
 def alone(figure: Published, measured: Measured) -> Outcome:
     """Ours where there is nothing to compare with."""
-    ours = brief(figure, measured.value)
+    ours = brief(figure, measured.value, strongest(measured.value))
     return Outcome(figure.id, "", ours, "", "", "", plain(measured.value))
 
 
@@ -115,7 +116,13 @@ def judged(
         )
     if not np.isfinite(ours).all():
         return Outcome(
-            figure.id, brief(figure, theirs), "nan", "", "FAIL", "ours is not finite", value
+            figure.id,
+            brief(figure, theirs, strongest(theirs)),
+            "nan",
+            "",
+            "FAIL",
+            "ours is not finite",
+            value,
         )
     if by.rule == "points":
         worst, allowed, at = _apart(theirs, ours), np.asarray(by.abs), ()
@@ -128,15 +135,15 @@ def judged(
         at = np.unravel_index(int((beyond / np.maximum(allowed, 1e-9)).argmax()), ours.shape)
         worst, ok, allowed = float(difference[at]), bool((beyond <= allowed).all()), allowed[at]
     at = tuple(int(i) for i in at)
-    place = f" at {_where(figure, at)}" if at else ""
-    detail = f"allowed {number(float(allowed))}: {by.why}"
+    place = f"worst at {figure.where(at)}; " if at else ""
+    shown = strongest(theirs)
     return Outcome(
         figure.id,
-        brief(figure, theirs, at),
-        brief(figure, ours, at),
-        f"{worst:+.2g}{place}" if by.rule != "points" else f"{worst:.2g}",
+        brief(figure, theirs, shown),
+        brief(figure, ours, shown),
+        f"{worst:+.1e}" if by.rule != "points" else f"{worst:.1e}",
         "pass" if ok else "FAIL",
-        detail,
+        f"{place}allowed {number(float(allowed))}: {by.why}",
         value,
     )
 
@@ -174,7 +181,7 @@ def _heads(
         figure.id,
         " ".join(theirs),
         " ".join(first),
-        f"missing {' '.join(missing)}" if missing else "none missing",
+        f"missing {' '.join(missing)}" if missing else "all there",
         "pass" if there >= least else "FAIL",
         f"{wanted} among our first {by.among}: {by.why}",
         value,
@@ -190,30 +197,3 @@ def plain(value: np.ndarray | tuple[str, ...]) -> Any:
     if _is_heads(value):
         return list(value)
     return np.round(np.asarray(value), 6).tolist()
-
-
-def brief(figure: Published, value: np.ndarray | tuple[str, ...], at: Sequence[int] = ()) -> str:
-    """A value in a few words: few numbers are all shown, of an array one."""
-    if isinstance(value, tuple):
-        return " ".join(value)
-    value = np.asarray(value)
-    if value.ndim == 0:
-        return number(float(value))
-    if figure.labels:
-        return ", ".join(
-            f"{label} {number(float(v))}" for label, v in zip(figure.labels, value, strict=False)
-        )
-    if figure.tolerance.rule == "points":
-        return f"{len(value)} points"
-    if at:
-        return f"{number(float(value[tuple(at)]))} at {_where(figure, at)}"
-    return f"array {shape_of(value.shape)}"
-
-
-def _where(figure: Published, at: Sequence[int]) -> str:
-    if figure.axes == ("layer", "head"):
-        return f"{at[0]}.{at[1]}"
-    if figure.labels:
-        return figure.labels[at[0]]
-    axes = figure.axes or ("prompt",)
-    return ", ".join(f"{axis} {i}" for axis, i in zip(axes, at, strict=True))

@@ -6,7 +6,7 @@ head's role is the paper's criterion: path patching to the logits or through the
 queries, scores on repeated random tokens, attribution once the name movers are taken out.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -24,6 +24,8 @@ from hooks import HookPoint, Patch
 
 # So many ABC prompts of each template give the means that ablated heads get.
 _REFERENCE = 24
+# So many prompts go through the model at a time.
+_AT_ONCE = 40
 # Where the circuit's heads act: section 3 of the paper.
 _WHERE = {
     "ioi/name-movers": "END",
@@ -62,19 +64,29 @@ def _generated(bench: Bench, n: int, seed: int = 0, template: str | None = None)
     )
 
 
+def in_parts(data: TaskData) -> Iterator[TaskData]:
+    """So many at a time that their logits fit into any memory."""
+    for start in range(0, len(data), _AT_ONCE):
+        yield data.select(range(start, min(start + _AT_ONCE, len(data))))
+
+
 # ------------------------------------------------------------------ how well it does
+
+
+def _judged(bench: Bench, data: TaskData) -> dict[str, Tensor]:
+    device = bench.model.device
+    return evaluate(
+        bench.model,
+        data.clean_tokens.to(device),
+        {"diff": logit_diff(data.answers, data.wrong), "prob": prob(data.answers)},
+        attention_mask=data.attention_mask.to(device),
+    )
 
 
 def _answers(bench: Bench) -> dict[str, Tensor]:
     def make() -> dict[str, Tensor]:
-        data = prompts(bench)
-        metrics = {"diff": logit_diff(data.answers, data.wrong), "prob": prob(data.answers)}
-        return evaluate(
-            bench.model,
-            data.clean_tokens.to(bench.model.device),
-            metrics,
-            attention_mask=data.attention_mask.to(bench.model.device),
-        )
+        parts = [_judged(bench, part) for part in in_parts(prompts(bench))]
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     return bench.once("ioi answers", make)
 
@@ -199,23 +211,24 @@ def _first(bench: Bench, id: str, names: Sequence[str]) -> Measured:
 
 def _attention(bench: Bench, heads: Sequence[tuple[int, int]], key: str) -> Measured:
     """Mean attention of heads from the last token to a named one."""
-    model, data = bench.model, prompts(bench)
-    rows, query = torch.arange(len(data)), data.positions["END"]
-    total = torch.zeros(len(data))
-    for layer in sorted({layer for layer, _ in heads}):
-        point = f"blocks.{layer}.attn.hook_pattern"
+    model, shares = bench.model, []
+    points = {f"blocks.{layer}.attn.hook_pattern" for layer, _ in heads}
+    for data in in_parts(prompts(bench)):
         with torch.no_grad():
             _, cache = model.run_with_cache(
                 data.clean_tokens.to(model.device),
                 return_type=None,
                 attention_mask=data.attention_mask.to(model.device),
-                names_filter=point,
-                stop_at_layer=layer + 1,
+                names_filter=sorted(points),
+                stop_at_layer=1 + max(layer for layer, _ in heads),
             )
-        pattern = cache[point].cpu()
-        for head in (head for at, head in heads if at == layer):
-            total += pattern[rows, head, query, data.positions[key]]
-    return by_group(total / len(heads), data.templates)
+        rows, query = torch.arange(len(data)), data.positions["END"]
+        found = [
+            cache["pattern", layer].cpu()[rows, head, query, data.positions[key]]
+            for layer, head in heads
+        ]
+        shares.append(torch.stack(found).mean(0))
+    return by_group(torch.cat(shares), prompts(bench).templates)
 
 
 @figure("ioi/name-mover-attention")
@@ -286,8 +299,5 @@ def faithfulness(bench: Bench) -> Measured:
             return left
 
         with model.hooks(fwd_hooks=[("*hook_z", knock_out)]):
-            measured = evaluate(
-                model, own.clean_tokens.to(model.device), logit_diff(own.answers, own.wrong)
-            )
-        alone[torch.tensor(rows)] = measured["logit_diff"]
+            alone[torch.tensor(rows)] = _judged(bench, own)["diff"]
     return by_group(alone / _answers(bench)["diff"].mean(), data.templates)

@@ -49,14 +49,14 @@ def _outcome(bench: Bench, figure: Published, name: str) -> Outcome:
     try:
         measured = MEASURES[figure.id](bench)
     except Missing as missing:
-        return not_run(figure, str(missing))
+        return not_run(figure, str(missing), published=bool(bench.checkpoint))
     if bench.checkpoint:
         return compared(figure, measured)
     if name != MINI:
         return alone(figure, measured)
     known = recorded()["figures"]
     if figure.id not in known:
-        return not_run(figure, "nothing is recorded: --record")
+        return not_run(figure, "nothing is recorded: --record", published=False)
     return compared(figure, measured, with_=known[figure.id])
 
 

@@ -9,6 +9,7 @@ prompt whose year ends in 01.
 """
 
 import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +23,10 @@ from benchmarks.published.figures import Measured
 from hooks import Edit, Patch
 
 _HEADS = ("5.1", "5.5", "6.9", "7.10", "8.8", "8.11", "9.1")
+# The MLPs after two thirds of the layers: 8 to 11 of GPT-2 small.
+_FIRST_MLP_SHARE = 2 / 3
+# So many prompts go through the model at a time.
+_AT_ONCE = 40
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,31 +85,41 @@ def _probabilities(bench: Bench, logits: Tensor) -> Tensor:
     return logits[:, -1].double().softmax(-1).cpu()[:, years(bench).halves]
 
 
-def _difference(bench: Bench, logits: Tensor) -> Tensor:
-    """Probability of later years minus that of the others."""
-    found = _probabilities(bench, logits)
-    later = torch.arange(100)[None] > years(bench).starts[:, None]
+def _difference(found: Tensor, starts: Tensor) -> Tensor:
+    """Probability of later years minus that of the others, of `example ending`."""
+    later = torch.arange(100)[None] > starts[:, None]
     return torch.where(later, found, -found).sum(1)
 
 
-def _logits(bench: Bench) -> Tensor:
-    def make() -> Tensor:
-        with torch.no_grad():
-            logits = bench.model.forward(years(bench).pair.clean.to(bench.model.device))
-        assert isinstance(logits, Tensor)
-        return logits[:, -1:].clone()
+def _parts(bench: Bench) -> Iterator[PromptPair]:
+    """The prompts, so many at a time that their logits fit into any memory."""
+    pair = years(bench).pair
+    for start in range(0, len(pair), _AT_ONCE):
+        yield pair.select(range(start, min(start + _AT_ONCE, len(pair))))
 
-    return bench.once("year logits", make)
+
+def _clean(bench: Bench) -> Tensor:
+    def make() -> Tensor:
+        found = []
+        for pair in _parts(bench):
+            with torch.no_grad():
+                logits = bench.model.forward(pair.clean.to(bench.model.device))
+            assert isinstance(logits, Tensor)
+            found.append(_probabilities(bench, logits))
+        return torch.cat(found)
+
+    return bench.once("year probabilities", make)
 
 
 @figure("greater-than/probability-difference")
 def probability_difference(bench: Bench) -> Measured:
-    return by_group(_difference(bench, _logits(bench)), years(bench).nouns)
+    data = years(bench)
+    return by_group(_difference(_clean(bench), data.starts), data.nouns)
 
 
 @figure("greater-than/sharpness")
 def sharpness(bench: Bench) -> Measured:
-    found, data = _probabilities(bench, _logits(bench)), years(bench)
+    found, data = _clean(bench), years(bench)
     rows = torch.arange(len(found))
     return by_group(found[rows, data.starts + 1] - found[rows, data.starts - 1], data.nouns)
 
@@ -121,17 +136,25 @@ def _heads(bench: Bench, first_mlp: int) -> list[tuple[int, int]]:
         [*receivers, "logits"],
         senders="head",
         pos=-1,
-        metric=lambda logits: _difference(bench, logits),
+        metric=lambda logits: _difference(_probabilities(bench, logits), data.starts),
     )
     return [parsed(name) for name in ranked(-found.views["head"].change)[: len(_HEADS)]]
 
 
 @figure("greater-than/circuit")
 def circuit(bench: Bench) -> Measured:
-    model, data = bench.model, years(bench)
-    n_layers, n_heads = model.cfg.n_layers, model.cfg.n_heads
-    first_mlp = math.ceil(2 * n_layers / 3)
-    inside = set(_heads(bench, first_mlp))
+    data = years(bench)
+    first_mlp = math.ceil(_FIRST_MLP_SHARE * bench.model.cfg.n_layers)
+    inside = _heads(bench, first_mlp)
+    found = torch.cat([_alone(bench, pair, inside, first_mlp) for pair in _parts(bench)])
+    return by_group(_difference(found, data.starts), data.nouns)
+
+
+def _alone(
+    bench: Bench, pair: PromptPair, inside: Sequence[tuple[int, int]], first_mlp: int
+) -> Tensor:
+    """Probabilities of the endings with all else as on the 01 prompts, `example ending`."""
+    model = bench.model
     with torch.no_grad():
         clean, corrupted = (
             model.run_with_cache(
@@ -140,11 +163,11 @@ def circuit(bench: Bench) -> Measured:
                 names_filter=["*hook_z", "*hook_mlp_out"],
                 pos_slice=[tokens.shape[1] - 1],
             )[1]
-            for tokens in (data.pair.clean, data.pair.corrupted)
+            for tokens in (pair.clean, pair.corrupted)
         )
         edits: list[Edit] = []
-        for layer in range(n_layers):
-            for head in range(n_heads):
+        for layer in range(model.cfg.n_layers):
+            for head in range(model.cfg.n_heads):
                 source = clean if (layer, head) in inside else corrupted
                 said = source["z", layer][:, 0, head]
                 edits.append(Patch(("z", layer), head=head, pos=-1, source=said))
@@ -152,7 +175,7 @@ def circuit(bench: Bench) -> Measured:
                 said = corrupted["mlp_out", layer][:, 0]
                 edits.append(Patch(("mlp_out", layer), pos=-1, source=said))
         logits = model.run_with_hooks(
-            data.pair.corrupted.to(model.device), fwd_hooks=[(edit.point, edit) for edit in edits]
+            pair.corrupted.to(model.device), fwd_hooks=[(edit.point, edit) for edit in edits]
         )
     assert isinstance(logits, Tensor)
-    return by_group(_difference(bench, logits), data.nouns)
+    return _probabilities(bench, logits)
