@@ -37,7 +37,7 @@ lint: $(DEV_READY)
 
 # Broken links, missing anchors and docstrings that name nothing are errors.
 docs: $(DEV_READY)
-	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 	@echo "build/site/index.html"
 
 notebooks: $(DEV_READY)

@@ -28,11 +28,12 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).resolve().parents[2]
-# Pages that are files of the repository's root.
-ROOT_PAGES = {
+# Pages that are files of the repository elsewhere.
+ELSEWHERE = {
     "README.md": "index.md",
     "CHANGELOG.md": "changelog.md",
     "CONTRIBUTING.md": "contributing.md",
+    "notebooks/README.md": "notebooks/index.md",
 }
 # Modules that users import from although the package does not export from them.
 MORE_MODULES = {
@@ -264,7 +265,7 @@ def source_page(path: str) -> str:
 
 def repository_path(page: str) -> str | None:
     """The file of the repository that a page shows; None for one that is generated."""
-    for path, shown in ROOT_PAGES.items():
+    for path, shown in ELSEWHERE.items():
         if page == shown:
             return path
     if page.startswith("notebooks/"):
@@ -274,8 +275,8 @@ def repository_path(page: str) -> str | None:
 
 def site_path(path: str) -> str | None:
     """What of the site shows a file of the repository; None if there is no such file."""
-    if path in ROOT_PAGES:
-        return ROOT_PAGES[path]
+    if path in ELSEWHERE:
+        return ELSEWHERE[path]
     if path.startswith("docs/"):
         return path.removeprefix("docs/")
     if path in ("notebooks", "analyses"):
@@ -329,7 +330,8 @@ def on_config(config: MkDocsConfig) -> None:
             entry["Analyses"] = ["analyses/index.md", *(f"analyses/{n}.md" for n in analyses())]
         if "Notebooks" in entry:
             entry["Notebooks"] = [
-                {_title(name.replace("_", ". ", 1)): f"notebooks/{name}.md"} for name in notebooks()
+                "notebooks/index.md",
+                *({_title(n.replace("_", ". ", 1)): f"notebooks/{n}.md"} for n in notebooks()),
             ]
         if "Reference" in entry:
             entry["Reference"] = [
@@ -341,7 +343,7 @@ def on_config(config: MkDocsConfig) -> None:
 def on_files(files: Files, config: MkDocsConfig) -> None:
     """Add the generated pages, and every file of the repository that a page links to."""
     texts: dict[str, str | bytes] = {
-        shown: (ROOT / path).read_text() for path, shown in ROOT_PAGES.items()
+        shown: (ROOT / path).read_text() for path, shown in ELSEWHERE.items()
     }
     texts["analyses/index.md"] = index_of_analyses()
     texts |= {f"analyses/{name}.md": analysis_page(name) for name in analyses()}
@@ -374,9 +376,13 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 def on_post_page(output: str, page: Page, config: MkDocsConfig) -> str:
     """Tell of anything that a page would load from elsewhere."""
-    for address in re.findall(
-        r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href|srcset)=\"?(https?:[^\"\s>]+)",
-        output,
-    ):
+    for address in elsewhere(output):
         log.warning(f"{page.file.src_uri} would load {address}")
     return output
+
+
+def elsewhere(html: str) -> list[str]:
+    """Addresses of other servers that a page loads from by itself."""
+    return re.findall(
+        r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href|srcset)=\"?(https?:[^\"\s>]+)", html
+    )
