@@ -418,6 +418,8 @@ def patterns(bench: Bench) -> Measured:
         raise NotRun(
             "in half precision large scores round by more than the softmax forgives; see float32"
         )
+    if bench.cfg.reorder_and_upcast_attn and bench.model.dtype == torch.float64:
+        raise NotRun("the reference's eager attention cannot upcast a float64 model")
     tokens = bench.some(2, at_least=2)
     _, cache = bench.model.run_with_cache(
         tokens, names_filter=["*hook_pattern", "*hook_attn_scores"]
@@ -428,10 +430,8 @@ def patterns(bench: Bench) -> Measured:
     for layer, want in enumerate(theirs):
         scores = cache["attn_scores", layer]
         scale = max(scale, largest(scores[scores.isfinite()]))
-        apart = distance(cache["pattern", layer], want.to(bench.model.dtype))
+        apart = distance(cache["pattern", layer], want)
         if not apart <= error:
             error, where = worst(error, apart), f"layer {layer}"
-    # Asked to upcast, the eager reference computes scores in float32 even of a float64 model.
-    dtype = torch.float32 if bench.cfg.reorder_and_upcast_attn else None
     note = f"scores up to {scale:.3g}" + (f"; worst: {where}" if where else "")
-    return Measured(error, bench.rounding(scale, dtype), note)
+    return Measured(error, bench.rounding(scale), note)

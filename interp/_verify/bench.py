@@ -107,11 +107,10 @@ class Bench:
             raise RuntimeError("the reference has been dropped")
         return self.reference(input_ids=tokens, use_cache=False, **arguments)
 
-    def rounding(self, scale: float, dtype: torch.dtype | None = None) -> float:
+    def rounding(self, scale: float) -> float:
         """How far two correct computations may be apart whose results are as large as `scale`."""
-        dtype = dtype or self.model.dtype
-        eps = torch.finfo(dtype).eps
-        return eps * scale * (32 if dtype in HALF else 8 * math.sqrt(self.cfg.d_model))
+        growth = 32 if self.is_half else 8 * math.sqrt(self.cfg.d_model)
+        return torch.finfo(self.model.dtype).eps * scale * growth
 
     @cached_property
     def whole(self) -> Whole:

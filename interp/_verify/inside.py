@@ -30,15 +30,13 @@ def replaced_by_other(bench: Bench) -> Measured:
     changes: dict[str, float] = {}
     for found in _segments(bench):
         changes |= found.changes
-    eps = torch.finfo(bench.model.dtype).eps
-    limit = eps * _scale(bench)
-    dead = [name for name, change in changes.items() if not change > limit]
+    dead = [name for name, change in changes.items() if not change > 0]
     weakest = min(changes, key=lambda name: changes[name])
     note = f"{len(changes)} points; weakest: {weakest}"
     if dead:
         note = f"{len(dead)} of {len(changes)} points are dead: {', '.join(dead[:4])}"
         note += " ..." if len(dead) > 4 else ""
-    return Measured(changes[weakest], limit, note, at_least=True)
+    return Measured(changes[weakest], 0.0, note, at_least=True)
 
 
 class _Segment:
