@@ -43,9 +43,13 @@ NUMBER = re.compile(r"[-+−]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 
 def near(a: float, b: float, unit: float = 0.0) -> bool:
     """Whether two numbers agree but for what another machine may round otherwise."""
-    if math.isnan(a) or math.isnan(b):
-        return math.isnan(a) and math.isnan(b)
-    return abs(a - b) <= max(1e-3 * max(abs(a), abs(b)), unit)
+    if a == b or (math.isnan(a) and math.isnan(b)):  # two infinities too
+        return True
+    return (
+        math.isfinite(a)
+        and math.isfinite(b)
+        and abs(a - b) <= max(1e-3 * max(abs(a), abs(b)), unit)
+    )
 
 
 def text_differs(a: str, b: str) -> bool:
@@ -396,6 +400,10 @@ def test_pictures_are_small_and_cut() -> None:
         ("3 heads", "4 heads", False),
         ("rank 4000", "rank 4003", True),
         ("a  b\nc", "a b c", True),
+        ("colour #3e4989", "colour #3e4989", True),
+        ([math.nan], [math.nan], True),
+        ([math.nan], [1.0], False),
+        ([math.inf], [1.0], False),
         ("head 3.1", "head 3.2", False),
         ({"z": [1.0, 2.0]}, {"z": [1.0, 2.00001]}, True),
         ({"z": [1.0, 2.0]}, {"z": [1.0, 2.1]}, False),
