@@ -88,7 +88,7 @@ def notebooks() -> list[str]:
 
 
 def members(module: str) -> list[str]:
-    """What a module offers: what it is named after, its own in order, then what it passes on."""
+    """What a module offers: what it is named after, its own in order, what it passes on."""
     path = ROOT / module.replace(".", "/")
     body = _parsed(path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).body
     lists = [
@@ -99,7 +99,8 @@ def members(module: str) -> list[str]:
     own = [name for node in body if (name := getattr(node, "name", None) or _assigned(node))]
     exported = lists[0] if lists else [name for name in own if name[0] != "_"]
     order = [module.rpartition(".")[2], *own, *exported]
-    return [name for name in dict.fromkeys(order) if name in exported and name != "main"]
+    found = [name for name in dict.fromkeys(order) if name in exported and name != "main"]
+    return sorted(found, key=str.isupper)  # constants last
 
 
 def _assigned(node: ast.stmt) -> str | None:
