@@ -1,6 +1,8 @@
 # make demo   own virtual environment, install, logit lens of an example prompt on the bundled model
 # make test   the same environment plus the development tools, then the whole test-suite
 # make lint   ruff (lint and format) and pyright
+# make docs   the documentation as pages that open from disk: build/site/index.html
+# make notebooks   runs the notebooks and stores what they print and draw
 #
 # Another interpreter: make demo PYTHON=python3.12     Arguments for pytest: make test ARGS="-k cache"
 
@@ -17,7 +19,7 @@ RUN_READY := $(VENV)/.ready-run
 DEV_READY := $(VENV)/.ready-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format constraints clean
+.PHONY: help demo test lint format docs notebooks constraints clean
 
 help:
 	@sed -n '1,/^$$/s/^# \{0,1\}//p' Makefile
@@ -32,6 +34,14 @@ lint: $(DEV_READY)
 	$(PY) -m ruff check
 	$(PY) -m ruff format --check
 	$(PY) -m pyright
+
+# Broken links, missing anchors and docstrings that name nothing are errors.
+docs: $(DEV_READY)
+	NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+	@echo "build/site/index.html"
+
+notebooks: $(DEV_READY)
+	$(PY) -m notebooks.build
 
 format: $(DEV_READY)
 	$(PY) -m ruff check --fix
@@ -60,7 +70,7 @@ constraints: CHECK := build/constraints-venv
 constraints: | $(PY)
 	rm -rf $(CHECK)
 	$(PY) -m venv $(CHECK)
-	$(CHECK)/bin/python -m pip --disable-pip-version-check install -qq -e ".[dev]"
+	$(CHECK)/bin/python -m pip --disable-pip-version-check install -qq -e ".[dev,notebooks]"
 	$(CHECK)/bin/python -m pytest -n $(WORKERS) --maxprocesses=4 --dist=worksteal
 	{ sed -n '/^#/p' constraints.txt; \
 	  $(CHECK)/bin/python -m pip freeze --all --exclude-editable | grep -v "^pip==" | sed -E 's/\+[A-Za-z0-9.]+$$//' | sort -f; \

@@ -97,7 +97,7 @@ def accumulated_resid(
         return_labels: return the labels too.
 
     Raises:
-        as `decompose_resid`.
+        others: as `decompose_resid`.
     """
     end = _end(model, layer, mlp_input)
     names: dict[str, str] = {}
@@ -138,7 +138,7 @@ def stack_head_results(
         apply_ln: as in `decompose_resid`.
 
     Raises:
-        as `decompose_resid`.
+        others: as `decompose_resid`.
     """
     end = _end(model, layer, False)
     parts, labels = [], []
@@ -191,8 +191,8 @@ def apply_ln_to_stack(
         has_batch_dim: whether `residual_stack` has an axis `batch` behind `component`.
 
     Raises:
-        as `decompose_resid`, and ValueError if the stack is not of the positions and prompts of the
-        cache.
+        ValueError: the stack is not of the positions and prompts of the cache.
+        others: as `decompose_resid`.
     """
     end = _end(model, layer, mlp_input)
     if has_batch_dim and batch_slice is not None:
@@ -230,8 +230,9 @@ def logit_attrs(
             prompts and positions that are left.
 
     Raises:
-        as `apply_ln_to_stack`; ValueError if tokens and incorrect tokens, or tokens and stack,
-        differ in shape; IndexError for an id that this model does not predict.
+        ValueError: tokens and incorrect tokens, or tokens and stack, differ in shape.
+        IndexError: an id that this model does not predict.
+        others: as `apply_ln_to_stack`.
     """
     right = _token_ids(model, tokens)
     direction = model.W_U.T[right]

@@ -11,22 +11,24 @@ r"""Ablation: how much does the model need a head, a layer, or a neuron?
    unit acts, later layers included, and what these do to make up for the loss.
 
 A unit is a head (its `attn.hook_z`), a layer's attention or MLP (`hook_attn_out`, `hook_mlp_out`),
-or a neuron (`mlp.hook_post`), at all positions unless some are named.
+or a neuron (`mlp.hook_post`), at all positions unless some are named. Or a group of heads that are
+taken out together; or all heads but those of the group (`keep`), to see what a circuit does alone.
 
 Zero is for most units no neutral value: the mean of an activation can be far from it, and then zero
 breaks more than it takes out. The reference prompts say what is kept: of indirect object
 identification with three different names (Wang et al.'s p_ABC), all but who is named twice.
 
 Sources: Wang et al., "Interpretability in the Wild" (2022), arXiv 2211.00593, section 2 (mean
-ablation, and why not zero); Chan et al., "Causal Scrubbing" (2022), Alignment Forum (resampling);
-Zhang and Nanda 2023, arXiv 2309.16042 (which value to put in place).
+ablation, and why not zero) and section 4 (a circuit alone, and all without it); Chan et al.,
+"Causal Scrubbing" (2022), Alignment Forum (resampling); Zhang and Nanda 2023, arXiv 2309.16042
+(which value to put in place).
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from os import PathLike
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,6 +44,8 @@ if TYPE_CHECKING or __name__ != "__main__":
     from jaxtyping import Bool, Int
     from torch import Tensor
 
+    from analyses._head_groups import by_layer, taken_out
+    from analyses._heads.names import Head
     from analyses.effects import Effects
     from analyses.metrics import AnyMetric, named_metrics
     from analyses.pairs import PromptPair
@@ -49,6 +53,7 @@ if TYPE_CHECKING or __name__ != "__main__":
     from analyses.sweep import sweep
     from analyses.tasks import unknown
     from hooks import Ablate, ActivationCache
+    from hooks.edits import Intervention
     from interp import HookedGPT2
 
 if TYPE_CHECKING:
@@ -79,6 +84,8 @@ def ablation(
     *,
     kind: str = "zero",
     units: str = "heads",
+    groups: Mapping[str, Any] | None = None,
+    keep: bool = False,
     layers: int | Sequence[int] | None = None,
     pos: int | Sequence[int] | Int[Tensor, ...] | None = None,
     reference: AnyPrompts | PromptPair | ActivationCache | None = None,
@@ -101,6 +108,9 @@ def ablation(
         kind: what stands in place of the unit: "zero", "mean" or "resample".
         units: "heads", "layers" (each layer's attention and its MLP) or "neurons" (as many
             interventions as there are: name some `layers`).
+        groups: name -> heads (`"3.1"`, a `Head`, a pair `(3, 1)`, or several), each group taken out
+            together: one intervention for every group, in place of one for every unit.
+        keep: take out all heads but those of the group, which may then be empty. MLPs stay.
         layers: only these; negative ones count from the end. None: all.
         pos: at these positions only, as in `hooks.Edit`: counted without padding, negative ones
             from a prompt's end, a tensor for a position per prompt. None: at all.
@@ -119,13 +129,21 @@ def ablation(
 
     Raises:
         ValueError, IndexError, TypeError: an unknown kind or unit, a layer out of range or named
-            twice, a reference that is missing, or not wanted, or does not fit, no metric, or what
+            twice, a group that takes out nothing, groups next to units or layers, keep without
+            groups, a reference that is missing, or not wanted, or does not fit, no metric, or what
             `analyses.sweep.sweep` refuses.
         UnknownHookName: a cache as reference has not kept what is ablated.
     """
     for name, given, known in (("kind of ablation", kind, KINDS), ("unit", units, UNITS)):
         if given not in known:
             raise ValueError(unknown(name, str(given), known))
+    if groups is not None and (units != "heads" or layers is not None):
+        other = "layers" if layers is not None else f"units={units!r}"
+        raise ValueError(f"groups are of heads of any layer: leave out {other}")
+    if keep and groups is None:
+        raise ValueError("keep goes with groups: name the heads to keep, groups={'circuit': [...]}")
+    cfg = model.cfg
+    grouped = None if groups is None else taken_out(groups, keep, cfg.n_layers, cfg.n_heads)
     chosen = _layers(model, layers)
     pair: PromptPair | None = None
     if isinstance(tokens, PromptPair):
@@ -149,15 +167,31 @@ def ablation(
         how["per_position"] = per_position
     if kind == "resample":
         how["seed"] = seed
-    within: list[dict[str, int]] = [{}]
-    if units == "heads":
-        within = [{"head": head} for head in range(model.cfg.n_heads)]
-    elif units == "neurons":
-        within = [{"neuron": neuron} for neuron in range(model.cfg.d_mlp)]
+    edits: list[Intervention]
+    numbers: dict[str, Sequence[int]] = {} if grouped else {"layer": chosen}
+    labels: dict[str, tuple[str, ...]] = {} if grouped else {"layer": tuple(map(str, chosen))}
+    if grouped is not None:
+        units = "all heads but those of a group" if keep else "groups of heads"
+        labels["component"] = tuple(grouped)
+        edits = [
+            [Ablate(("z", layer), pos, own, **how) for layer, own in by_layer(heads).items()]
+            for heads in grouped.values()
+        ]
+    else:
+        within: list[dict[str, int]] = [{}]
+        if units == "heads":
+            within = [{"head": head} for head in range(cfg.n_heads)]
+        elif units == "neurons":
+            within = [{"neuron": neuron} for neuron in range(cfg.d_mlp)]
+        if units == "layers":
+            labels["component"] = ("attn_out", "mlp_out")
+        else:
+            labels[units.removesuffix("s")] = tuple(map(str, range(len(within))))
+        edits = [Ablate(point, pos, **part, **how) for point in points for part in within]
     found = sweep(
         model,
         prompts,
-        [Ablate(point, pos, **part, **how) for point in points for part in within],
+        edits,
         metric,
         attention_mask=attention_mask,
         prepend_bos=prepend_bos,
@@ -165,14 +199,11 @@ def ablation(
         memory_limit=memory_limit,
     )
     name = found.metric_name()
-    numbers: dict[str, Sequence[int]] = {"layer": chosen}
-    labels = {"layer": tuple(map(str, chosen))}
-    if units == "layers":
-        labels["component"] = ("attn_out", "mlp_out")
-    else:
-        labels[units.removesuffix("s")] = tuple(map(str, range(len(within))))
+    asked = f"units={units!r}, layers={list(chosen)}"
+    if grouped is not None:
+        asked = f"groups={_shown(grouped, keep, cfg.n_layers, cfg.n_heads)}, keep={keep}"
     call = (
-        f"ablation(model, ..., {name}, kind={kind!r}, units={units!r}, layers={list(chosen)}, "
+        f"ablation(model, ..., {name}, kind={kind!r}, {asked}, "
         f"pos={'...' if isinstance(pos, torch.Tensor) else pos}, per_position={per_position}, "
         f"seed={seed})"
     )
@@ -192,7 +223,20 @@ def ablation(
         prepend_bos=found.prepend_bos if pair is None else pair.prepend_bos,
         source="prompts" if pair is None else pair.source,
         provenance=report.Provenance.of(model, call),
+        groups=grouped or {},
+        keep=keep,
     )
+
+
+def _shown(
+    taken: Mapping[str, Sequence[Head]], keep: bool, n_layers: int, n_heads: int
+) -> dict[str, list[str]]:
+    """The heads that groups named, of those they take out."""
+    every = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    return {
+        name: [str(head) for head in every if (head in heads) != keep]
+        for name, heads in taken.items()
+    }
 
 
 def _layers(model: HookedGPT2, layers: int | Sequence[int] | None) -> tuple[int, ...]:
@@ -310,16 +354,20 @@ class Ablation:
     """The metric without each unit.
 
     Attributes:
-        kind, units: as in `ablation`.
+        kind, units: as in `ablation`; of groups, units is "groups of heads", or with
+            `keep` "all heads but those of a group".
         reference: in words, what the mean or the resampled activations were taken from.
         effects: the metric under every ablation, per example: by layer and head, layer and
-            component (`attn_out`, `mlp_out`), or layer and neuron. `effects.change` is what the
+            component (`attn_out`, `mlp_out`), layer and neuron, or component (the groups'
+            names). `effects.change` is what the
             ablation adds to the metric, with `effects.stderr` and
             `effects.interval(scale="change")`.
         str_tokens: the tokens of each prompt, without padding.
         prepend_bos: whether `<|endoftext|>` was put before the text; None where ids were given.
         source: where the prompts came from.
         provenance: model, dtype, versions, the call.
+        groups: group -> the heads that were taken out (with `keep`, all but the group's own).
+        keep: whether groups named what stays.
     """
 
     kind: str
@@ -330,6 +378,8 @@ class Ablation:
     prepend_bos: bool | None
     source: str
     provenance: report.Provenance
+    groups: Mapping[str, tuple[Head, ...]] = field(default_factory=dict)
+    keep: bool = False
 
     @property
     def views(self) -> Mapping[str, Effects]:
@@ -351,10 +401,10 @@ class Ablation:
         """One row per unit.
 
         Columns: `view` (the units), `metric`, `layer`, `head`, `component` or `neuron` with
-        their labels, then of the examples `value` (mean of the metric), `change` (what the ablation
-        adds to it), `change_stderr`, `change_low` and `change_high` (the ends of its 95 % bootstrap
-        interval), `base` (without ablation) and `examples`, how many. Errors and intervals are NaN
-        for a single example.
+        their labels (a group's is its name), then of the examples `value` (mean of the metric),
+        `change` (what the ablation adds to it), `change_stderr`, `change_low` and `change_high`
+        (the ends of its 95 % bootstrap interval), `base` (without ablation) and `examples`, how
+        many. Errors and intervals are NaN for a single example.
         """
         frame = self.effects.to_frame().drop(columns="stderr")
         frame["view"] = self.units
@@ -371,6 +421,8 @@ class Ablation:
             "kind": self.kind,
             "units": self.units,
             "reference": self.reference,
+            "taken_out": {name: list(map(str, heads)) for name, heads in self.groups.items()},
+            "keep": self.keep,
             "prompts": [list(row) for row in self.str_tokens],
             "prepend_bos": self.prepend_bos,
             "effects": self.effects.to_dict(),

@@ -81,9 +81,6 @@ if TYPE_CHECKING or __name__ != "__main__":
     from hooks import Patch
     from interp import HookedGPT2
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = [
     "GROUPS",
     "VIEWS",

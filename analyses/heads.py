@@ -34,7 +34,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -308,6 +308,7 @@ def induction_ablation(
     n: int | None = None,
     length: int | None = None,
     seed: int = 0,
+    groups: Mapping[str, Any] | None = None,
     layers: int | Sequence[int] | None = None,
     prepend_bos: bool = True,
 ) -> Ablation:
@@ -322,6 +323,7 @@ def induction_ablation(
             over all tokens (`<|endoftext|>` included) of sequences whose first copy is of other
             random tokens, where nothing is repeated.
         n, length, seed, prepend_bos: the sequences, as in `detect_heads`.
+        groups: name -> heads: without each group instead, as in `analyses.ablation.ablation`.
         layers: only these; None: all.
 
     Returns:
@@ -329,8 +331,8 @@ def induction_ablation(
         lost. Averaged over the second copy's tokens but the first, which nothing foretells.
 
     Raises:
-        ValueError, IndexError: an unknown kind, a layer out of range, or what `detect_heads`
-            refuses.
+        ValueError, IndexError, TypeError: an unknown kind, a layer out of range, groups that
+            `ablation` refuses, or what `detect_heads` refuses.
 
     Source: Olsson et al. 2022, section "Argument 3: direct ablation".
     """
@@ -343,9 +345,11 @@ def induction_ablation(
         data.clean_tokens,
         {"loss on the second copy": second_copy},
         kind=kind,
+        groups=groups,
         layers=layers,
         reference=None if kind == "zero" else data.corrupted_tokens,
     )
+    shown = {name: [str(head) for head in heads] for name, heads in found.groups.items()} or None
     return replace(
         found,
         reference="" if kind == "zero" else "sequences whose first copy is of other tokens",
@@ -354,7 +358,7 @@ def induction_ablation(
         provenance=replace(
             found.provenance,
             call=f"induction_ablation(model, kind={kind!r}, n={n}, length={length}, seed={seed}, "
-            f"layers={layers}, prepend_bos={prepend_bos})",
+            f"groups={shown}, layers={layers}, prepend_bos={prepend_bos})",
         ),
     )
 

@@ -190,7 +190,8 @@ class _OfTokens(Metric):
     def _check_ids(self, ids: Tensor, what: str, n_examples: int, d_vocab: int) -> None:
         if len(ids) not in (1, n_examples):
             raise ValueError(
-                f"metric {self.name}: {what} has {len(ids)} rows, there are {n_examples} prompts."
+                f"metric {self.name}: {what} has {len(ids)} rows, there are {n_examples} prompts. "
+                "Several tokens that are the same for all prompts make one row: [[1, 2]]."
             )
         if int(ids.max()) >= d_vocab:
             raise IndexError(
@@ -538,7 +539,7 @@ def evaluate(
         metric: one, several, or several by name.
 
     Raises:
-        what `model.forward`, `named_metrics` and the metrics raise.
+        others: what `model.forward`, `named_metrics` and the metrics raise.
     """
     found = named_metrics(metric)
     prompts = Prompts.of(model, tokens, attention_mask, prepend_bos)

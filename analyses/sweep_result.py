@@ -137,7 +137,7 @@ class SweepResult:
         What the edits take their values from is stored too, as by `hooks.save_edits`.
 
         Raises:
-            as `hooks.save_edits`.
+            others: as `hooks.save_edits`.
         """
         packed = Packed()
         about = {

@@ -39,10 +39,10 @@ THEIRS = (
 )
 
 
-def seconds_to_import(name: str) -> float:
-    """Seconds of a fresh interpreter that imports one package."""
+def seconds_to_import(statement: str) -> float:
+    """Seconds of a fresh interpreter that runs one import."""
     start = time.perf_counter()
-    subprocess.run([sys.executable, "-c", f"import {name}"], check=True)
+    subprocess.run([sys.executable, "-c", statement], check=True)
     return time.perf_counter() - start
 
 
@@ -62,16 +62,15 @@ def main() -> None:
     rounds = parser.parse_args().rounds
     os.environ["HF_HUB_OFFLINE"] = "1"
 
-    imports = {"torch": [], "interp": []}
+    ours, base = "from interp import HookedGPT2", "import torch"
+    imports: dict[str, list[float]] = {base: [], ours: []}
     for i in range(rounds + 1):
-        for name, times in imports.items():
-            elapsed = seconds_to_import(name)
+        for statement, times in imports.items():
+            elapsed = seconds_to_import(statement)
             if i:
                 times.append(elapsed)
-    ratio = statistics.median(
-        a / b for a, b in zip(imports["interp"], imports["torch"], strict=True)
-    )
-    print(f"import interp / import torch: {ratio:.3f}  (target 1.15)")
+    ratio = statistics.median(a / b for a, b in zip(imports[ours], imports[base], strict=True))
+    print(f"{ours} / {base}: {ratio:.3f}  (target 1.15)")
 
     from transformers import GPT2Config, GPT2LMHeadModel
     from transformers.utils import logging

@@ -17,6 +17,28 @@ from hooks.point import HookPoint
 # One position, a range, several, or a mask over all of them.
 Index = int | slice | Sequence[int] | Tensor | np.ndarray | np.integer
 
+_OF_THE_MODEL = "a cache holds no model: analyses.attribution.{name}(model, cache, ...)"
+# What TransformerLens' cache has, and this one does otherwise.
+_ELSEWHERE = {
+    **dict.fromkeys(
+        ("decompose_resid", "accumulated_resid", "stack_head_results", "apply_ln_to_stack"),
+        _OF_THE_MODEL,
+    ),
+    "logit_attrs": _OF_THE_MODEL,
+    **dict.fromkeys(
+        ("get_full_resid_decomposition", "stack_neuron_results"),
+        "analyses.attribution.attribution(model, tokens, ...)['neuron']",
+    ),
+    "get_neuron_results": "cache['post', layer][..., None] * model.W_out[layer]",
+    "compute_head_results": "run_with_cache(names_filter=[..., '*attn.hook_result'])",
+    "stack_activation": "torch.stack([cache[name, layer] for layer in range(cache.n_layers)])",
+    "apply_slice_to_batch_dim": "cache.slice(batch=...)",
+    "toggle_autodiff": "torch.set_grad_enabled(...)",
+    "cache_dict": "dict(cache)",
+    "has_batch_dim": "cache.axes[name], the names of a tensor's axes",
+    "model": "keep the model yourself: a cache holds none",
+}
+
 # Where positions lie in a tensor: attention is sliced by the position that attends.
 _POSITION_AXES = ("pos", "query")
 
@@ -55,6 +77,11 @@ class ActivationCache(Mapping[str | tuple, Tensor]):
 
     def __getitem__(self, name: str | tuple) -> Tensor:
         return self.tensors[self.full_name(name)]
+
+    def __getattr__(self, name: str) -> Any:
+        hint = _ELSEWHERE.get(name)
+        told = "" if hint is None else f"; instead: {hint.format(name=name)}"
+        raise AttributeError(f"ActivationCache has no {name!r}{told}")
 
     def full_name(self, name: str | tuple) -> str:
         """The full name that a name or short form stands for.

@@ -5,10 +5,10 @@ what becomes of the activation: `Patch` puts another run's in its place, `Ablate
 `Scale` and `Add` change it. Because it is data it can be printed, compared, saved, and *planned*:
 `analyses.sweep` evaluates thousands of them at a fraction of as many forward passes.
 
-An edit is also a hook function:
+An edit goes into a run as it is (it is a hook function too):
 
     edit = Ablate(("z", 9), head=[6, 9], pos=-1)
-    model.run_with_hooks(tokens, fwd_hooks=[(edit.point, edit)])
+    model.run_with_hooks(tokens, edits=edit)
 
 Positions count a prompt's real tokens, so they mean the same however it is padded.
 """
@@ -92,7 +92,7 @@ class Edit:
         """Apply the edit, in place, to a whole activation of prompts without padding.
 
         Raises:
-            as `hooks.located.Locator.locate`.
+            others: as `hooks.located.Locator.locate`.
         """
         self.apply(activation, hook, None)
 
@@ -105,7 +105,7 @@ class Edit:
             mask: where real tokens are; None: everywhere.
 
         Raises:
-            as `hooks.located.Locator.locate`.
+            others: as `hooks.located.Locator.locate`.
         """
         from hooks.located import Locator
 

@@ -183,4 +183,10 @@ def _unknown(name: str, names: Sequence[str]) -> str:
             f"there is no hook point {name!r}: layer {layer} is out of range, "
             f"there are {n_layers} layers, 0 to {n_layers - 1}."
         )
+    ending = f"hook_{ALIASES.get(name, name).removeprefix('hook_')}"
+    if any(n.rsplit(".", 1)[-1] == ending for n in names):
+        return (
+            f"there is no hook point {name!r} without a layer: that of layer 0 is {(name, 0)!r}, "
+            f"those of all layers are '*{ending}'."
+        )
     return f"there is no hook point {name!r}.{nearest(name, names)}"

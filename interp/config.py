@@ -11,6 +11,20 @@ from interp.activations import ACTIVATIONS
 __all__ = ["ACTIVATIONS", "HookedGPT2Config", "UnsupportedModelError"]
 
 # Hugging Face's key -> the alternative key its `attribute_map` also accepts.
+_SWITCH = "such points need no switch: they are computed when something listens there"
+# What TransformerLens' config has, and is no matter of the architecture here.
+_ELSEWHERE = {
+    "device": "model.device",
+    "dtype": "model.dtype",
+    "n_params": "sum(p.numel() for p in model.parameters())",
+    "seed": "HookedGPT2.from_config(cfg, seed=...)",
+    "default_prepend_bos": "prepend_bos= of a call; it is True for text",
+    "tokenizer_name": "model.tokenizer",
+    "use_attn_result": _SWITCH,
+    "use_split_qkv_input": _SWITCH,
+    "use_attn_in": _SWITCH,
+    "use_hook_mlp_in": _SWITCH,
+}
 _HF_ALIASES = {
     "n_embd": "hidden_size",
     "n_positions": "max_position_embeddings",
@@ -137,6 +151,11 @@ class HookedGPT2Config:
                 )
 
     # TransformerLens' names for what is fixed in GPT-2 or follows from the fields.
+
+    def __getattr__(self, name: str) -> Any:
+        hint = _ELSEWHERE.get(name)
+        told = "" if hint is None else f"; instead: {hint}"
+        raise AttributeError(f"HookedGPT2Config has no {name!r}{told}")
 
     @property
     def use_attn_scale(self) -> bool:

@@ -239,7 +239,7 @@ class Generating(WeightViews):
             leaves nothing behind.
 
         Raises:
-            as `generate`, at this call and not at the first step.
+            others: as `generate`, at this call and not at the first step.
         """
         known = [name for name in _TAKEN if name != "verbose"]
         known_arguments(settings, known, "generate_stream", _ELSEWHERE)

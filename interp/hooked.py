@@ -9,13 +9,21 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from hooks import ActivationCache, HookFunction, HookPoint, Listeners, UnknownHookName, select
+from hooks import (
+    ActivationCache,
+    Edit,
+    HookFunction,
+    HookPoint,
+    Listeners,
+    UnknownHookName,
+    select,
+)
 from hooks.cache import CacheBuilder, Index
 from hooks.names import NameFilter
 from hooks.point import check_function
 from interp import points, processing, weights
 from interp.config import HookedGPT2Config
-from interp.generate import Generating
+from interp.familiar import LOADED, Familiar
 from interp.kv_cache import KeyValueCache
 from interp.run import Output, ReturnType, Run, checked_run, known_arguments
 from interp.tokenizer import TokenBatch, Tokenizer
@@ -24,7 +32,7 @@ Hooks = Sequence[tuple[NameFilter, HookFunction]]
 Input = str | Sequence[str] | TokenBatch | Tensor
 
 
-class HookedGPT2(Generating):
+class HookedGPT2(Familiar):
     """A GPT-2 in which every activation has a name, and can be read and replaced there.
 
     Make one with `from_pretrained`, `from_config` or `from_state_dict`. Weights are the
@@ -63,6 +71,7 @@ class HookedGPT2(Generating):
         device: str | torch.device = "cpu",
         dtype: str | torch.dtype | None = None,
         revision: str | None = None,
+        **unknown: Any,
     ) -> "HookedGPT2":
         """Load a GPT-2.
 
@@ -80,7 +89,9 @@ class HookedGPT2(Generating):
         Raises:
             weights.SourceError: there is no such model, or it cannot be read; says why.
             weights.UnsupportedModelError: it uses what this model cannot honour; says what.
+            TypeError: another keyword; says what to do instead of TransformerLens' own.
         """
+        known_arguments(unknown, ("device", "dtype", "revision"), "from_pretrained", LOADED)
         loaded = weights.load(source, device=device, dtype=dtype, revision=revision)
         return cls(loaded.cfg, loaded.parameters, loaded.tokenizer)
 
@@ -339,9 +350,10 @@ class HookedGPT2(Generating):
         *,
         fwd_hooks: Hooks = (),
         bwd_hooks: Hooks = (),
+        edits: Edit | Sequence[Edit] = (),
         **forward: Any,
     ) -> Output:
-        """Run the model with functions listening for this run only.
+        """Run the model with functions listening, and edits on, for this run only.
 
         Args:
             input, return_type, forward: as in `forward`.
@@ -350,16 +362,17 @@ class HookedGPT2(Generating):
                 looks.
             bwd_hooks: likewise on gradients; they run when the output, or what is made of it, is
                 differentiated.
+            edits: changes given as values; at one point they come after the functions.
 
         Raises:
             UnknownHookName: as `run_with_cache`.
             HookError: a function that cannot be called so, or answers with anything but a tensor
-                of the same shape, dtype and device.
+                of the same shape, dtype and device; an edit that does not fit its point.
             others: as `forward`, and what a hook raises.
         """
         run = self._checked_run(input, return_type, **known_arguments(forward))
         listeners = Listeners(self.hook_dict, _padding(run))
-        for names, fn in _pairs(fwd_hooks, "fwd_hooks"):
+        for names, fn in [*_pairs(fwd_hooks, "fwd_hooks"), *_edit_pairs(edits)]:
             for name in self._passed(names, run):
                 listeners.add(name, fwd=[fn])
         for names, fn in _pairs(bwd_hooks, "bwd_hooks"):
@@ -412,15 +425,20 @@ class HookedGPT2(Generating):
     # ---------------------------------------------------------------- hooks that stay
 
     @contextmanager
-    def hooks(self, fwd_hooks: Hooks = (), bwd_hooks: Hooks = ()) -> Iterator["HookedGPT2"]:
-        """A context in which functions listen in every run.
+    def hooks(
+        self,
+        fwd_hooks: Hooks = (),
+        bwd_hooks: Hooks = (),
+        edits: Edit | Sequence[Edit] = (),
+    ) -> Iterator["HookedGPT2"]:
+        """A context in which functions listen, and edits are on, in every run.
 
         Leaving it, however that happens, removes them and whatever `add_hook` added inside it.
         """
         added: list[tuple[list[HookFunction], HookFunction]] = []
         self._contexts.append(added)
         try:
-            for names, fn in _pairs(fwd_hooks, "fwd_hooks"):
+            for names, fn in [*_pairs(fwd_hooks, "fwd_hooks"), *_edit_pairs(edits)]:
                 self.add_hook(names, fn, "fwd")
             for names, fn in _pairs(bwd_hooks, "bwd_hooks"):
                 self.add_hook(names, fn, "bwd")
@@ -556,6 +574,8 @@ def _padding(run: Run) -> Tensor | None:
 def _pairs(hooks: Iterable, what: str) -> list[tuple[NameFilter, HookFunction]]:
     pairs = list(hooks)
     for pair in pairs:
+        if isinstance(pair, Edit):
+            raise TypeError(f"{what} takes pairs (name, function): give {pair!r} to edits=.")
         if not isinstance(pair, tuple | list) or len(pair) != 2:
             raise TypeError(f"{what} takes pairs (name, function), not {pair!r}.")
         if isinstance(pair[1], str | tuple):
@@ -563,6 +583,15 @@ def _pairs(hooks: Iterable, what: str) -> list[tuple[NameFilter, HookFunction]]:
                 f"{what} takes pairs (name, function): {pair!r} is the other way round."
             )
     return [cast(tuple[NameFilter, HookFunction], tuple(pair)) for pair in pairs]
+
+
+def _edit_pairs(edits: Edit | Sequence[Edit]) -> list[tuple[NameFilter, HookFunction]]:
+    listed = [edits] if isinstance(edits, Edit) else edits
+    if not isinstance(listed, Sequence) or not all(isinstance(edit, Edit) for edit in listed):
+        raise TypeError(
+            f"edits are Patch, Ablate, Scale or Add, one or a list of them, not {edits!r}."
+        )
+    return [(edit.point, edit) for edit in listed]
 
 
 def _check_config(cfg: object) -> None:

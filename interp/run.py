@@ -89,11 +89,23 @@ class Run:
         return loss if self.return_type == "loss" else LogitsAndLoss(out, loss)
 
 
+# What runs of TransformerLens take.
+ELSEWHERE: Mapping[str, str] = MappingProxyType(
+    {
+        "return_cache_object": "dict(cache) is a plain one",
+        "reset_hooks_end": "Hooks of a run end with it; model.hooks(...) keeps them for several",
+        "clear_contexts": "Hook points have no contexts here",
+        "shortformer_pos_embed": "GPT-2 has none",
+        "tokens": "They are the input",
+    }
+)
+
+
 def known_arguments(
     given: dict[str, Any],
     known: Sequence[str] = ARGUMENTS,
     taker: str = "A run",
-    elsewhere: Mapping[str, str] = MappingProxyType({}),
+    elsewhere: Mapping[str, str] = ELSEWHERE,
 ) -> dict[str, Any]:
     """`given` as it is.
 

@@ -25,6 +25,8 @@ _SAME_REPOSITORY = {
     "gpt2-xl": "openai-community/gpt2-xl",
     "distilgpt2": "distilbert/distilgpt2",
 }
+# What TransformerLens calls them, where that is no id of the Hub.
+_OTHER_NAMES = {"gpt2-small": "gpt2"}
 KNOWN = (MINI, *_SAME_REPOSITORY, *_SAME_REPOSITORY.values())
 _OTHER_ID = _SAME_REPOSITORY | {there: here for here, there in _SAME_REPOSITORY.items()}
 
@@ -105,7 +107,7 @@ def resolve(source: str | PathLike[str], revision: str | None = None) -> Files:
         raise SourceError(
             f"{name!r} is neither an existing folder nor a Hugging Face id{_hint(name)}"
         )
-    return _on_hub(name, revision)
+    return _on_hub(_OTHER_NAMES.get(name, name), revision)
 
 
 def is_cached(repo_id: str, revision: str | None = None) -> bool:

@@ -264,7 +264,7 @@ class Tokenizer:
         Raises:
             TokenizerError: an id that is no token; the message names the first.
         """
-        ids: Any = tokens.tolist() if isinstance(tokens, Tensor) else list(tokens)
+        ids: Any = _listed(tokens)
         if isinstance(ids, int):
             return self._decode([ids])
         if ids and isinstance(ids[0], Iterable):
@@ -299,7 +299,10 @@ class Tokenizer:
                     "tokenize() gives the strings of every row"
                 )
             text = text.reshape(-1).tolist()
-        return self._to_strings(list(text))
+        ids = _listed(text)
+        if any(isinstance(one, str) for one in ids):
+            raise TokenizerError("to_str_tokens takes one text; of several, tokenize().str_tokens")
+        return self._to_strings(ids)
 
     def to_single_str_token(self, token: int) -> str:
         """The string of one token, as [`to_str_tokens`][] shows it."""
@@ -433,6 +436,13 @@ class Tokenizer:
         if not self._is_byte_level or not all(char in _CHAR_TO_BYTE for char in token):
             return token
         return bytes(_CHAR_TO_BYTE[char] for char in token).decode("utf-8", "backslashreplace")
+
+
+def _listed(ids: Any) -> Any:
+    """Ids of a tensor, an array or a sequence as plain numbers."""
+    if hasattr(ids, "tolist"):
+        return ids.tolist()
+    return ids if isinstance(ids, int) else list(ids)
 
 
 def _byte_alphabet() -> dict[int, str]:

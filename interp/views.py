@@ -166,11 +166,6 @@ class WeightViews(Circuits, GPT2):
         later = torch.ones(n, n, dtype=torch.bool, device=scores.device).triu(1)
         return scores.where(later[:, None, :, None], scores.new_zeros(()))
 
-    def all_head_labels(self) -> list[str]:
-        """`L0H0`, `L0H1`, ...: the heads in TransformerLens' writing, layer by layer."""
-        layers, heads = range(self.cfg.n_layers), range(self.cfg.n_heads)
-        return [f"L{layer}H{head}" for layer in layers for head in heads]
-
     @property
     def blocks(self) -> "Blocks":
         """The weights block by block: `model.blocks[3].attn.W_Q`."""

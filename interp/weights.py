@@ -357,7 +357,24 @@ def _fill(
         for name, value in parameters.items():
             if name.endswith("bias") and name != "lm_head.bias":
                 value.zero_()
+    _refuse_not_finite(parameters, reader.where, dtype)
     return parameters
+
+
+def _refuse_not_finite(parameters: Parameters, where: str, dtype: torch.dtype) -> None:
+    """Raise if a weight is NaN or infinite, as after a training that diverged."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    for name, value in parameters.items():
+        # The sum is read at memory's speed; a sum may overflow where no number does. A bias of
+        # -inf makes a token impossible.
+        if name == "lm_head.bias" or value.sum(dtype=wide).isfinite() or value.isfinite().all():
+            continue
+        wrong = int((~value.isfinite()).sum())
+        raise WeightsError(
+            f"{where}: {wrong:,} of the {value.numel():,} numbers of {name!r} are NaN or infinite "
+            f"in {dtype}; expected finite ones. Either the training of this checkpoint diverged, "
+            "or its numbers are too large for the dtype"
+        )
 
 
 # ------------------------------------------------------------------ from memory
@@ -385,7 +402,8 @@ def from_state_dict(
         dtype: theirs, whatever the state dict's is; float32 when left out.
 
     Raises:
-        WeightsError: names missing, unexpected or of the wrong shape, all in one message.
+        WeightsError: names missing, unexpected or of the wrong shape, all in one message; or
+            numbers that are NaN or infinite.
     """
     device, dtype = parse_device(device), parse_dtype(dtype)
     where = "the state dict"

@@ -169,8 +169,8 @@ def mini():
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium (`_browser.Browser`), started when the first test asks for it."""
-    from _browser import Browser, BrowserMissing
+    """A headless Chromium (`notebooks.browser.Browser`), started when the first test asks for it."""
+    from notebooks.browser import Browser, BrowserMissing
 
     try:
         running = Browser()

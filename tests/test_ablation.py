@@ -8,6 +8,7 @@ import torch
 from _micro import AB, micro_model
 
 from analyses import cli
+from analyses._head_groups import taken_out
 from analyses.ablation import ablation, main
 from analyses.metrics import kl, log_prob, logit_diff, loss
 from analyses.pairs import PromptPair
@@ -263,6 +264,113 @@ def test_by_hand():
     assert neurons.effects.values[0, :, 0].tolist() == pytest.approx([-5, 1])
     layers = ablation(model, AB, metric, units="layers")
     assert layers.effects.values[0, :, 0].tolist() == pytest.approx([15 / 17**0.5, -5])
+
+
+# ------------------------------------------------------------------ groups of heads
+
+GROUPS = {"one": "1.0", "several": ["0.1", (1, 1)], "none": []}
+
+
+@pytest.mark.parametrize("kind", ["zero", "mean", "resample"])
+@pytest.mark.parametrize("keep", [False, True])
+def test_groups_equal_full_runs_without_all_their_heads(model, tokens, reference, kind, keep):
+    groups = {name: heads for name, heads in GROUPS.items() if heads or keep}
+    how = {} if kind == "zero" else {"reference": reference}
+    found = ablation(model, tokens, METRIC, kind=kind, groups=groups, keep=keep, **how)
+    _, cache = model.run_with_cache(reference, names_filter="*hook_z")
+    out = {"one": {(1, 0)}, "several": {(0, 1), (1, 1)}, "none": set()}
+    every = {(layer, head) for layer in range(2) for head in range(2)}
+    for name, values in zip(groups, found.effects.values, strict=True):
+        taken = every - out[name] if keep else out[name]
+        assert found.groups[name] == tuple(sorted(taken))
+        # Of "resample": what each of the reference prompts would give.
+        for row in range(5) if kind == "resample" else [0]:
+
+            def put(z, hook, row=row, taken=taken):
+                new = {
+                    "zero": torch.zeros_like(z),
+                    "mean": cache[hook.name].mean((0, 1)).expand_as(z),
+                    "resample": cache[hook.name][row].expand_as(z),
+                }[kind]
+                for layer, head in taken:
+                    if layer == hook.layer():
+                        z[:, :, head] = new[:, :, head]
+
+            with torch.no_grad():
+                logits = model.run_with_hooks(tokens, fwd_hooks=[("*hook_z", put)])
+            expected = METRIC(logits)
+            if kind != "resample":
+                close(values, expected)
+            drawn = (values - expected).abs() < 1e-9
+            values = torch.where(drawn, torch.nan, values)
+        assert values.isnan().all(), f"{name}: {kind} gave what no reference prompt gives"
+    assert found.effects.axes == ("component",)
+    assert found.effects.labels["component"] == tuple(groups)
+
+
+def test_a_group_of_one_is_that_head(model, tokens):
+    alone = ablation(model, tokens, METRIC, pos=[1, 3])
+    groups = {f"{layer}.{head}": (layer, head) for layer in range(2) for head in range(2)}
+    found = ablation(model, tokens, METRIC, pos=[1, 3], groups=groups)
+    close(flat(found), flat(alone))
+    frame = found.to_frame()
+    assert frame["component_label"].tolist() == list(groups)
+    assert frame["view"].unique().tolist() == ["groups of heads"]
+
+
+def test_a_circuit_of_mini_does_most_of_ioi_alone(mini):
+    """Three heads that copy the right name, and two that tell them which one not to: 5 of 24."""
+    circuit = ["3.0", "3.3", "3.4", "1.5", "2.5"]
+    pair = PromptPair.from_task(mini, "ioi", n=24, template="before/ABBA")
+    options = dict(kind="mean", per_position=True)
+    alone = ablation(mini, pair, groups={"circuit": circuit, "none": []}, keep=True, **options)
+    without = ablation(mini, pair, groups={"circuit": circuit}, **options)
+    base = alone.effects.base.mean()
+    kept, nothing_kept = (alone.effects.mean / base).tolist()
+    assert kept > 0.6 and abs(nothing_kept) < 0.2
+    assert abs(float(without.effects.mean[0] / base)) < 0.2
+    assert "'circuit': ['1.5', '2.5', '3.0', '3.3', '3.4']" in alone.provenance.call
+    assert "mean ablation of all heads but those of a group" in repr(alone)
+
+
+def test_page_of_groups(model, tokens, tmp_path):
+    found = ablation(model, tokens, METRIC, groups={"</b>": ["1.0", "0.1"]})
+    found.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "without each group of heads" in page and "0.1, 1.0" in page and "&lt;/b&gt;" in page
+    plain = json.loads(json.dumps(found.to_dict()))
+    assert plain["taken_out"] == {"</b>": ["0.1", "1.0"]} and plain["keep"] is False
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (dict(groups={}), ValueError, "groups is empty"),
+        (dict(groups={"a": []}), ValueError, "group 'a' has no heads: there is nothing to take"),
+        (dict(groups={"a": "2.0"}), IndexError, "group 'a': head 2.0 is out of range"),
+        (dict(groups={"a": ["1.0", (1, 0)]}), ValueError, "group 'a': head 1.0 is asked for twice"),
+        (dict(groups={"a": "x"}), ValueError, "group 'a': 'x' is no head"),
+        (dict(groups={"a": 3}), TypeError, "group 'a': 3 is no head"),
+        (dict(groups={"a": "1.0"}, layers=1), ValueError, "leave out layers"),
+        (dict(groups={"a": "1.0"}, units="neurons"), ValueError, "leave out units='neurons'"),
+        (dict(keep=True), ValueError, "keep goes with groups"),
+        (
+            dict(groups={"a": ["0.0", "0.1", "1.0", "1.1"]}, keep=True),
+            ValueError,
+            "group 'a' keeps every head",
+        ),
+    ],
+)
+def test_bad_groups(model, tokens, arguments, error, message):
+    with pytest.raises(error, match=message):
+        ablation(model, tokens, METRIC, **arguments)
+
+
+def test_groups_are_heads_by_name():
+    with pytest.raises(TypeError, match=r"groups are heads by name.*not list"):
+        taken_out(["1.0"], keep=False, n_layers=2, n_heads=2)
+    with pytest.raises(TypeError, match="called by a text, not 1"):
+        taken_out({1: "1.0"}, keep=False, n_layers=2, n_heads=2)
 
 
 # ------------------------------------------------------------------ pairs and pictures

@@ -12,7 +12,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from _browser import Browser
 from _commands import help_without_torch
 from rich.console import Console
 from torch import Tensor
@@ -33,6 +32,7 @@ from analyses.metrics import kl, logit_diff
 from analyses.pairs import PromptPair
 from hooks import UnknownHookName
 from interp import HookedGPT2
+from notebooks.browser import Browser
 
 N_LAYERS, N_HEADS, N_POS = 2, 3, 5
 

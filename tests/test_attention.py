@@ -14,7 +14,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from _browser import Browser
 from _tokenizers import byte_tokenizer
 from rich.console import Console
 from torch import Tensor
@@ -28,6 +27,7 @@ from analyses._views import attention_figures as figures
 from analyses._views import attention_page
 from analyses.attention import MATRICES, AttentionDifference, AttentionPatterns, attention
 from interp import HookedGPT2, HookedGPT2Config
+from notebooks.browser import Browser
 
 CFG = dict(
     n_layers=3, d_model=12, n_heads=2, d_head=6, d_mlp=24, n_ctx=64, d_vocab=264, act_fn="gelu_new"

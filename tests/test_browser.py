@@ -6,7 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from _browser import Browser, BrowserMissing, PageError
+
+from notebooks.browser import Browser, BrowserMissing, PageError
 
 QUIET = """<!doctype html><meta charset="utf-8"><title>quiet</title>
 <p id="p">Text <b>in bold</b> שלום</p><img src="data:,"><script>const here = 1</script>"""

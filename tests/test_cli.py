@@ -328,6 +328,8 @@ def test_ctrl_c(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [sys.executable, "-m", "analyses.logit_lens", str(pipe)],
         cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell's background jobs ignore Ctrl-C, and so would all that they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     with pipe.open("wb"):  # waits until the command reads, in the middle of its work
         process.send_signal(signal.SIGINT)

@@ -78,6 +78,38 @@ def test_as_a_hook_function(world, rng):
     torch.testing.assert_close(got, wanted, rtol=0, atol=1e-9)
 
 
+def test_in_a_run_of_their_own(world):
+    """Given as they are they apply in order, after functions at the same point."""
+    here = world("even")
+    edits = [Scale(("z", 0), head=1, factor=2.0), Add(("z", 0), pos=1, value=torch.ones(4))]
+
+    def shift(z, hook):
+        return z + 1
+
+    first = [("blocks.0.attn.hook_z", shift)]
+    wanted = here.model.run_with_hooks(here.tokens, fwd_hooks=first + [(e.point, e) for e in edits])
+    got = here.model.run_with_hooks(here.tokens, fwd_hooks=first, edits=edits)
+    assert torch.equal(got, wanted)
+    with here.model.hooks(first, edits=edits):
+        assert torch.equal(here.model(here.tokens), wanted)
+    assert torch.equal(here.model(here.tokens), here.model.run_with_hooks(here.tokens, edits=[]))
+    one = here.model.run_with_hooks(here.tokens, edits=edits[0])
+    assert torch.equal(one, here.model.run_with_hooks(here.tokens, edits=edits[:1]))
+
+
+def test_edits_that_are_none(world, unchecked):
+    here = world("even")
+    edit = Scale(("z", 0), factor=2.0)
+    with pytest.raises(TypeError, match=r"give Scale\(.*\) to edits="):
+        here.model.run_with_hooks(here.tokens, fwd_hooks=[edit])
+    for wrong in [(edit.point, edit)], "z", 3, [len]:
+        with pytest.raises(TypeError, match="edits are Patch, Ablate, Scale or Add"):
+            here.model.run_with_hooks(here.tokens, edits=wrong)
+        with pytest.raises(TypeError, match="edits are"), here.model.hooks(edits=wrong):
+            pass
+    assert not any(point.fwd_hooks for point in here.model.hook_dict.values())
+
+
 def test_as_a_hook_at_another_point(world):
     """One edit at a glob of points."""
     here = world("even")

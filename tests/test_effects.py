@@ -305,3 +305,9 @@ def test_summary_names_the_scale() -> None:
     assert f"corrupted {float(e.corrupted.mean()):.3f} (0 on the normalised scale)" in text
     assert f"clean {float(e.clean.mean()):.3f} (1)" in text
     assert "means over 5 examples" in text
+
+
+def test_a_long_title_of_colours_goes_in_lines() -> None:
+    """Plotly cuts a title that is longer than its colour bar."""
+    (heat,) = effects(ends=False, metric="loss on the <second> copy").plot().data
+    assert heat.colorbar.title.text == "change of loss on the<br>&lt;second&gt; copy"

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import _browser
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from analyses._page.head_maps import LINKS
 from analyses.report import HeadMaps, MapKind, Page, Shaded
+from notebooks import browser as _browser
 
 HEADS = [(0, 0), (0, 1), (2, 1)]
 

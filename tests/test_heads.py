@@ -652,6 +652,16 @@ def test_ablation_equals_full_runs(mini):
                 )
 
 
+def test_ablation_of_groups_of_heads(mini):
+    alone = induction_ablation(mini, n=2, length=6, seed=5)
+    found = induction_ablation(
+        mini, n=2, length=6, seed=5, groups={"3.3": "3.3", "two": ["3.3", "3.0"]}
+    )
+    torch.testing.assert_close(found.effects.values[0], alone.effects.values[3, 3])
+    assert float(found.effects.mean[1]) > float(found.effects.mean[0])
+    assert "groups={'3.3': ['3.3'], 'two': ['3.0', '3.3']}" in found.provenance.call
+
+
 # ------------------------------------------------------------------ copying
 
 

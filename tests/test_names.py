@@ -51,6 +51,11 @@ def test_short_forms(short, full):
         ((), "expected a full name"),
         (("a", 0, "b", 1), "expected a full name"),
         ("nonsense", "no hook point 'nonsense'"),
+        (
+            "z",
+            "'z' without a layer: that of layer 0 is ('z', 0), those of all layers are '*hook_z'",
+        ),
+        ("hook_pattern", "those of all layers are '*hook_pattern'"),
     ],
 )
 def test_unknown_names_are_told_apart(name, told):

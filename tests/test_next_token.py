@@ -14,7 +14,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from _browser import Browser
 from _commands import help_without_torch
 from _tokenizers import byte_tokenizer
 from rich.console import Console
@@ -31,6 +30,7 @@ from analyses._views import next_token as views
 from analyses.next_token import branches, next_token, surprisal
 from analyses.report import weights_sha256
 from interp import HookedGPT2, HookedGPT2Config
+from notebooks.browser import Browser
 
 CFG = HookedGPT2Config(
     n_layers=2, d_model=16, n_heads=2, d_head=8, d_mlp=32, n_ctx=24, d_vocab=264, act_fn="gelu_new"

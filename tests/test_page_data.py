@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from _browser import Browser
 
 from analyses import cli
 from analyses._page import tables
 from analyses.report import Page, Shaded
+from notebooks.browser import Browser
 
 HOSTILE = pd.DataFrame(
     {

@@ -10,8 +10,6 @@ import pandas as pd
 import plotly.graph_objects as go
 import pytest
 import torch
-from _browser import Browser
-from _browser import Page as Opened
 
 from analyses._page import views
 from analyses.report import (
@@ -23,6 +21,8 @@ from analyses.report import (
     colored_tokens,
     colored_tokens_multi,
 )
+from notebooks.browser import Browser
+from notebooks.browser import Page as Opened
 
 Tensor = torch.Tensor
 HOSTILE = [

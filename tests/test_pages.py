@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from _browser import Browser
 
 from analyses import cli
 from analyses.ablation import ablation
@@ -22,6 +21,7 @@ from analyses.next_token import branches, next_token, surprisal
 from analyses.pairs import PromptPair
 from analyses.path_patching import path_patching
 from interp import HookedGPT2
+from notebooks.browser import Browser
 
 NASTY = "</script><img src=x onerror=alert(1)> \u05e9\u05dc\u05d5\u05dd \u202e &lt;"
 CLEAN = f"{NASTY} When Mary and John went home, John gave a drink to"

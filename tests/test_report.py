@@ -13,7 +13,6 @@ from typing import Any, Literal
 import plotly.graph_objects as go
 import pytest
 import torch
-from _browser import Browser
 
 from analyses._page.text import html_text
 from analyses.report import (
@@ -26,6 +25,7 @@ from analyses.report import (
     weights_sha256,
 )
 from interp import HookedGPT2, HookedGPT2Config
+from notebooks.browser import Browser
 
 HOSTILE = [
     "</script><script>document.title='stolen'</script>",

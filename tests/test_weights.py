@@ -332,6 +332,22 @@ def test_result_has_the_dtype_asked_for(model, dtype):
     assert torch.equal(parameters["wpe"], expected)
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(tied, bad):
+    state = {key: value.clone() for key, value in plain(tied).items()}
+    state["transformer.h.1.mlp.c_fc.weight"][0, :2] = bad
+    with pytest.raises(weights.WeightsError, match=r"2 of the .* 'mlp.c_fc.weight' are NaN or inf"):
+        weights.from_state_dict(config_of(tied), state)
+
+
+def test_weights_too_large_for_the_dtype(tied):
+    state = {key: value.clone() for key, value in plain(tied).items()}
+    state["transformer.h.0.ln_1.weight"][3] = 1e5
+    with pytest.raises(weights.WeightsError, match=r"'ln_1.weight' .* in torch.float16.*too large"):
+        weights.from_state_dict(config_of(tied), state, dtype="float16")
+    assert weights.from_state_dict(config_of(tied), state)["ln_1.weight"][0, 3] == 1e5
+
+
 def test_state_dict_is_left_alone(model):
     state = model.state_dict()
     before = {key: value.clone() for key, value in state.items()}

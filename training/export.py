@@ -41,7 +41,9 @@ def export(work: Path, target: Path) -> None:
     save_file(state, weights, metadata={"format": "pt"})
     weights.chmod(0o644)
     config.architectures = ["GPT2LMHeadModel"]
-    config.dtype = "float16"
+    # Half the size in the package; transformers loads it in what the config says, and training in
+    # float16 would end in NaN.
+    config.dtype = "float32"
     config.save_pretrained(target)
     copy_tokenizer(work / "tokenizer", target)
     shutil.copyfile(work / "curve.csv", target / "curve.csv")

@@ -23,6 +23,13 @@ def what(found: "Ablation") -> str:
     return f"{text} ({taken} {found.reference})" if found.reference else text
 
 
+def _each(found: "Ablation") -> str:
+    """What is taken out by one intervention, in words."""
+    if found.keep:
+        return "all heads but those of each group"
+    return "each group of heads" if found.groups else f"each of the {found.units}, one at a time"
+
+
 def _summary(found: "Ablation") -> str:
     effects = found.effects
     n = effects.n_examples
@@ -63,7 +70,7 @@ def page(found: "Ablation", top_k: int) -> report.Page:
     effects = found.effects
     page = report.Page(
         f"Ablation: {found.provenance.model}",
-        f"What the metric becomes without each of the {found.units}, one at a time: "
+        f"What the metric becomes without {_each(found)}: "
         f"{what(found)}. Blue: the metric falls without it; red: it rises. Blanks are shown as ·, "
         "line ends as ⏎.",
     )
@@ -80,6 +87,12 @@ def page(found: "Ablation", top_k: int) -> report.Page:
             for row, shade in zip(rows, shades, strict=True)
         ],
     )
+    if found.groups:
+        page.text("What was taken out:")
+        page.table(
+            ["group", "heads"],
+            [[name, ", ".join(map(str, heads))] for name, heads in found.groups.items()],
+        )
     page.data("ablation", found.to_frame())
     page.provenance(found.provenance)
     return page

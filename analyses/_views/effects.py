@@ -4,6 +4,7 @@ All of it works on finished `Effects` and computes nothing about a model.
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,7 @@ _MOST_COLUMNS = 60
 _MOST_WORDS = 450  # a heat map of more cells than this has no numbers in them
 _MOST_TICKS = 40
 _LEAST_HEIGHT = 150  # of the cells: the colour bar's title needs it
+_LONGEST_TITLE = 24  # characters of that title in a line
 _MOST_ROWS = 60  # a terminal shows no larger grid than this, only the strongest
 _WIDEST = 16000  # browsers draw no wider picture
 
@@ -203,7 +205,7 @@ def _heat(
         hovertemplate="<br>".join(hover) + "<extra></extra>",
         showscale=last,
         colorbar={
-            "title": {"text": report.plotly_text(title(effects, scale)), "side": "right"},
+            "title": {"text": _lines(title(effects, scale)), "side": "right"},
             "thickness": 12,
             "tickvals": ticks,
             "ticktext": [f"{neutral + tick:.3g}" for tick in ticks],
@@ -211,6 +213,11 @@ def _heat(
         xgap=1 if len(grid.column_names) < 100 else 0,
         ygap=1 if len(grid.row_names) <= 80 else 0,
     )  # fmt: skip
+
+
+def _lines(text: str) -> str:
+    """A title that is no longer than a colour bar of `_LEAST_HEIGHT`, which plotly would cut."""
+    return "<br>".join(report.plotly_text(line) for line in textwrap.wrap(text, _LONGEST_TITLE))
 
 
 def _step(limit: float) -> float:

@@ -1,6 +1,8 @@
-"""A headless Chromium for tests: opens a page, uses it as a reader would, and tells what it did.
+"""A headless Chromium: opens a page, uses it as a reader would, and tells what it did.
 
-    with browser.open(path, theme="dark") as page:  # `browser` is a fixture
+Tests look at pages with it, and `notebooks.build` takes pictures.
+
+    with browser.open(path, theme="dark") as page:  # a `Browser`
         page.click("button.csv")
         assert page.download().name == "scores.csv"
         assert page.console == [] and page.requests == []
@@ -66,6 +68,13 @@ POINT = """((selector, index, across, down) => {
         throw new Error(`${selector} [${index}] is covered at this point by ` +
             (hit ? hit.cloneNode(false).outerHTML : "nothing: it is out of view"));
     return [x, y];
+})"""
+
+# Where on the page an element is.
+BOX = """(selector => {
+    const box = document.querySelector(selector)?.getBoundingClientRect();
+    if (!box?.width || !box.height) throw new Error(`${selector} is not there, or not shown`);
+    return {x: box.left + scrollX, y: box.top + scrollY, width: box.width, height: box.height};
 })"""
 
 
@@ -409,14 +418,31 @@ class Page(Frame):
         self._browser.wait(lambda: bool(self._downloads), "a download", timeout_s)
         return self._downloads.pop(0)
 
-    def screenshot(self, path: Path) -> None:
-        """Write a picture (PNG) of the whole page."""
-        size = self._send("Page.getLayoutMetrics")["cssContentSize"]
-        clip = {**size, "x": 0, "y": 0, "scale": 1}
-        picture = self._send(
-            "Page.captureScreenshot", format="png", captureBeyondViewport=True, clip=clip
-        )
-        Path(path).write_bytes(base64.b64decode(picture["data"]))
+    def screenshot(
+        self, path: Path | None = None, *, selector: str = "", scale: float = 1.0
+    ) -> bytes:
+        """A picture (PNG) of the whole page, or of one element.
+
+        Args:
+            path: where it is written too.
+            selector: a CSS selector; the first element it matches.
+            scale: how many pixels of the picture one CSS pixel gets.
+
+        Raises:
+            PageError: there is no such element, or it is not shown.
+        """
+        clip = self._send("Page.getLayoutMetrics")["cssContentSize"] | {"x": 0, "y": 0}
+        if selector:
+            clip = self.evaluate(f"{BOX}({json.dumps(selector)})")
+        picture = base64.b64decode(
+            self._send(
+                "Page.captureScreenshot", format="png", captureBeyondViewport=True,
+                clip=clip | {"scale": scale},
+            )["data"]
+        )  # fmt: skip
+        if path is not None:
+            Path(path).write_bytes(picture)
+        return picture
 
     # -------------------------------------------------------------- messages
 
