@@ -133,4 +133,4 @@ def test_tensors_that_do_not_fit() -> None:
         ({"W_Q": None}, TypeError, "not NoneType"),
     ):
         with pytest.raises(error, match=why):
-            AttentionLayers(**(right | change))
+            AttentionLayers(**(right | change))  # type: ignore[arg-type]

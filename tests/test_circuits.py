@@ -1,5 +1,6 @@
 """Circuits in the weights: hand-made ones with known answers, definitions, mini, bad inputs."""
 
+import io
 import json
 import math
 from collections.abc import Callable
@@ -96,7 +97,7 @@ def test_composition_far_above_random_in_many_numbers() -> None:
     heads = {name: torch.randn(shape, dtype=torch.float64) for name in ("W_Q", "W_K", "W_V")}
     w_o = torch.randn(2, 4, 16, 128, dtype=torch.float64)
     heads["W_K"][1, 2] = w_o[0, 1].T
-    found = composition(AttentionLayers(**heads, W_O=w_o))
+    found = composition(AttentionLayers(heads["W_Q"], heads["W_K"], heads["W_V"], w_o))
     best = found.top(None, 2)
     assert best.loc[0, ["mode", "layer", "head", "later_layer", "later_head"]].tolist() == [
         "K", 0, 1, 1, 2,
@@ -415,12 +416,13 @@ def test_what_needs_more_than_attention_says_so(random_model, ask: Callable[[Any
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_refused(random_model) -> None:
     m = random_model
+    wrong: dict[str, Any] = {"name": "gpt2", "ids": [1.5]}
     for ask, error, why in (
         (lambda: composition(m, "X"), ValueError, "unknown mode of composition 'X'"),
         (lambda: composition(m, []), ValueError, "each once"),
         (lambda: composition(m, "KK"), ValueError, "unknown mode"),
         (lambda: composition(m, ["K", "K"]), ValueError, "each once"),
-        (lambda: composition("gpt2"), TypeError, "not str"),
+        (lambda: composition(wrong["name"]), TypeError, "not str"),
         (lambda: composition(copying_model(torch.eye(4))), ValueError, "only one"),
         (lambda: composition(m)["X"], KeyError, "unknown mode 'X'"),
         (lambda: composition(m).score("K", "0.0", "3.0"), IndexError, "head 3.0 is out of range"),
@@ -435,7 +437,7 @@ def test_what_is_refused(random_model) -> None:
         (lambda: token_circuit(m, "0.0", []), ValueError, "tokens is empty"),
         (lambda: token_circuit(m, "0.0", [1, 1]), ValueError, "given twice"),
         (lambda: token_circuit(m, "0.0", [30]), IndexError, "tokens 0 to 29"),
-        (lambda: token_circuit(m, "0.0", [1.5]), TypeError, "texts or ids"),
+        (lambda: token_circuit(m, "0.0", wrong["ids"]), TypeError, "texts or ids"),
         (lambda: token_circuit(m, "0.0", " the"), ValueError, "no tokenizer"),
         (lambda: token_circuit(m, "0.0", [1], top_k=31), ValueError, "top_k=31"),
         (lambda: position_circuit(m, "0.0", 17), ValueError, "1 to 16 positions"),
@@ -589,9 +591,9 @@ def test_a_page_survives_a_hostile_name(browser: Browser, random_model, tmp_path
 
 def test_many_heads_are_drawn_as_layers() -> None:
     shape = (5, 100, 8, 2)
-    weights = [torch.randn(shape) for _ in range(3)]
-    found = composition(AttentionLayers(*weights, torch.randn(5, 100, 2, 8)), "K")
-    drawn = found.plot().data[0]
+    q, k, v = torch.randn(3, *shape)
+    found = composition(AttentionLayers(q, k, v, torch.randn(5, 100, 2, 8)), "K")
+    drawn: Any = found.plot().data[0]
     assert len(drawn.z) == 5
     best = float(found["K"][1, :, 3].max()) - found.baseline
     assert drawn.z[1][3] == pytest.approx(best, abs=1e-6)
@@ -635,7 +637,7 @@ def test_the_command_takes_attention_weights_alone(capsys, mini) -> None:
     folder = str(Path(circuits.__file__).parents[1] / "interp" / "mini")
     assert run("--attention", folder, "--csv", "-") == 0
     found = capsys.readouterr()
-    frame = pd.read_csv(__import__("io").StringIO(found.out))
+    frame = pd.read_csv(io.StringIO(found.out))
     expected = composition(mini).to_frame()
     assert frame["score"].tolist() == pytest.approx(expected["score"].tolist(), abs=1e-6)
     assert "attention weights" in found.err

@@ -185,7 +185,7 @@ def test_factors_that_do_not_fit() -> None:
         (draw(4, 3), [[1.0]], TypeError, "B is a tensor, not list"),
     ):
         with pytest.raises(error, match=why):
-            FactoredMatrix(a, b)
+            FactoredMatrix(a, b)  # type: ignore[arg-type]
     wide = factored(rows=4, columns=5)
     for what in (lambda: wide.eigenvalues, wide.trace, wide.diagonal, lambda: wide.BA):
         with pytest.raises(ValueError, match="needs a square matrix, this is 4 x 5"):
@@ -195,9 +195,9 @@ def test_factors_that_do_not_fit() -> None:
         with pytest.raises(ValueError, match="cannot multiply"):
             product()
     with pytest.raises(TypeError):
-        wide @ 3  # type: ignore[operator]
+        _ = wide @ 3  # type: ignore[operator]
     with pytest.raises(ValueError, match="there is @"):
-        wide * draw(5)
+        _ = wide * draw(5)
     with pytest.raises(ValueError, match=r"\[4, 5\] here, \[5, 4\] there"):
         wide.allclose(wide.T)
     with pytest.raises(AttributeError, match=r"Say \.V or \.V\.mT"):
