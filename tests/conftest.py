@@ -169,7 +169,7 @@ def mini():
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Any]:
-    """A headless Chromium (`notebooks.browser.Browser`), started when the first test asks for it."""
+    """A headless Chromium (`notebooks.browser.Browser`), started when a test first asks for it."""
     from notebooks.browser import Browser, BrowserMissing
 
     try:

@@ -10,7 +10,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from _browser import Browser
 from _commands import help_without_torch
 from _micro import blank_model
 from torch import Tensor
@@ -29,6 +28,7 @@ from analyses.circuits import (
     virtual_weights,
 )
 from interp import HookedGPT2, HookedGPT2Config
+from notebooks.browser import Browser
 
 NASTY = "</script><img src=x onerror=alert(1)>"
 
