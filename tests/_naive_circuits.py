@@ -32,6 +32,7 @@ def run_of(model: HookedGPT2, tokens: Tensor, mask: Tensor) -> Sent:
     return sent_in(model, cache)
 
 
+@torch.no_grad()
 def naive_logits(
     model: HookedGPT2,
     tokens: Tensor,
@@ -45,13 +46,14 @@ def naive_logits(
     """
     cfg = model.cfg
     sent: Sent = {}
+    b_O = model.b_O
 
     def read(receiver: Part) -> Tensor:
         total = torch.zeros_like(instead[Part("input")])
         for layer in range(cfg.n_layers if receiver.layer is None else receiver.layer):
-            total = total + model.b_O[layer]
+            total = total + b_O[layer]
         if receiver.kind == "mlp":
-            total = total + model.b_O[receiver.layer]
+            total = total + b_O[receiver.layer]
         for sender, value in sent.items():
             here = torch.as_tensor(has_edge(sender, receiver))
             here = here if here.ndim == 0 else here[..., None]
@@ -61,29 +63,32 @@ def naive_logits(
     n_pos = tokens.shape[1]
     sent[Part("input")] = model.W_E[tokens] + model.W_pos[:n_pos]
     future = torch.ones(n_pos, n_pos, dtype=torch.bool).triu(1)
+    weights = {
+        "q": (model.W_Q, model.b_Q),
+        "k": (model.W_K, model.b_K),
+        "v": (model.W_V, model.b_V),
+    }
+    W_O, W_in, b_in, W_out, b_out = model.W_O, model.W_in, model.b_in, model.W_out, model.b_out
     for layer in range(cfg.n_layers):
-        block = model.blocks[layer]
+        norm1, norm2 = model.blocks[layer].ln1, model.blocks[layer].ln2
         wrote: Sent = {}
         for head in range(cfg.n_heads):
-
-            def project(kind: str, head: int = head, layer: int = layer, block: Any = block) -> Any:
-                x = read(Part(kind, layer, head))
-                x = F.layer_norm(x, x.shape[-1:], block.ln1.w, block.ln1.b, cfg.eps)
-                weight, bias = (
-                    getattr(block.attn, f"W_{kind.upper()}"),
-                    getattr(block.attn, f"b_{kind.upper()}"),
+            q, k, v = (
+                F.layer_norm(
+                    read(Part(kind, layer, head)), (cfg.d_model,), norm1.w, norm1.b, cfg.eps
                 )
-                return x @ weight[head] + bias[head]
-
-            q, k, v = (project(kind) for kind in "qkv")
+                @ weight[layer, head]
+                + bias[layer, head]
+                for kind, (weight, bias) in weights.items()
+            )
             scores = (q @ k.transpose(1, 2)) / cfg.d_head**0.5
             pattern = scores.masked_fill(future, -torch.inf).softmax(-1)
-            wrote[Part("head", layer, head)] = pattern @ v @ model.W_O[layer, head]
+            wrote[Part("head", layer, head)] = pattern @ v @ W_O[layer, head]
         sent |= wrote
         x = read(Part("mlp", layer))
-        x = F.layer_norm(x, x.shape[-1:], block.ln2.w, block.ln2.b, cfg.eps)
-        hidden = ACTIVATIONS[cfg.act_fn](x @ block.mlp.W_in + block.mlp.b_in)
-        sent[Part("mlp", layer)] = hidden @ block.mlp.W_out + block.mlp.b_out
+        x = F.layer_norm(x, (cfg.d_model,), norm2.w, norm2.b, cfg.eps)
+        hidden = ACTIVATIONS[cfg.act_fn](x @ W_in[layer] + b_in[layer])
+        sent[Part("mlp", layer)] = hidden @ W_out[layer] + b_out[layer]
     x = read(Part("logits"))
     return model.unembed(model.ln_final(x))
 
@@ -105,7 +110,7 @@ def naive_value(
             return where[sender]
 
     logits = naive_logits(model, pair.clean, pair.attention_mask, instead, has_edge)
-    return metric(logits, pair.clean, pair.attention_mask).detach()
+    return metric(logits, pair.clean, pair.attention_mask)
 
 
 def inside(circuit: Any, pair: PromptPair) -> dict[Part, Tensor]:

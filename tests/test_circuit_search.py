@@ -1,39 +1,28 @@
-"""Finding circuits: ACDC against one with a full naive run per edge, a planted circuit, thresholds
-and greedy search by brute force, EAP on a linear model; the bundled model; the command."""
+"""Finding circuits: EAP on a linear model, a planted circuit, thresholds and greedy search by brute
+force; errors."""
 
-import json
 import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 import torch
-from _commands import help_without_torch
 from _micro import blank_model
 from _naive_circuits import naive_value, run_of
 from _random_pairs import D_VOCAB, lively_model, random_pair
 
 from analyses import circuit_discovery as module
-from analyses import cli
-from analyses._discovery.runs import EdgeRuns
 from analyses.circuit_discovery import (
     Circuit,
-    Discovery,
-    DiscoveryInterrupted,
     NodeCircuit,
     acdc,
-    compare,
     discover,
     faithfulness_curve,
     greedy_circuit,
-    load_circuit,
     run_circuit,
     threshold_circuit,
 )
 from analyses.edge_attribution import EdgeAttribution, edge_attribution
-from analyses.metrics import kl
 from analyses.pairs import PromptPair
 from interp import HookedGPT2, HookedGPT2Config
 
@@ -117,84 +106,6 @@ def test_edge_attribution_of_a_linear_model_is_exact() -> None:
     torch.testing.assert_close(both[0].scores, -both[1].scores, rtol=1e-8, atol=1e-8)
 
 
-# ------------------------------------------------------------------ ACDC
-
-
-def naive_acdc(
-    model: HookedGPT2, pair: PromptPair, threshold: float, by: Callable[[float], float], metric: Any
-) -> Circuit:
-    """One full run for every edge, in the order of the paper."""
-    instead = run_of(model, pair.corrupted, pair.attention_mask)
-    circuit = Circuit.full(model)
-
-    def value(one: Circuit) -> float:
-        return float(naive_value(model, one, pair, metric, instead).mean())
-
-    now = value(circuit)
-    for edge in reversed(circuit.ordered):
-        smaller = circuit - Circuit.of(model, [edge])
-        after = value(smaller)
-        if by(after - now) < threshold:
-            circuit, now = smaller, after
-    return circuit
-
-
-@pytest.mark.parametrize(("threshold", "lengths"), [(0.003, (5, 5)), (0.03, (5, 3)), (0.1, (5, 5))])
-def test_acdc_decides_as_with_a_full_run_per_edge(
-    model: HookedGPT2, threshold: float, lengths: tuple[int, ...]
-) -> None:
-    pair = random_pair(model, lengths)
-    found = acdc(model, pair, threshold)
-    clean = model(pair.clean, attention_mask=pair.attention_mask).detach()
-    expected = naive_acdc(model, pair, threshold, lambda d: d, kl().against(clean))
-    assert found.circuit == expected and 0 < len(expected) < 46
-    assert len(found.steps) == 46 and found.circuit == found.circuit.pruned(from_input=False)
-    decided = {step.item: step for step in found.steps}
-    assert {edge for edge, step in decided.items() if step.kept} == expected.edges
-    # Every decision has the numbers that decided it.
-    for before, after in zip(found.steps, found.steps[1:], strict=False):
-        assert after.before == (before.before if before.kept else before.after)
-        assert before.kept == (before.after - before.before >= threshold)
-    assert found.faithfulness is not None and found.faithfulness.metric == "logit_diff"
-
-
-def test_acdc_by_another_metric(model: HookedGPT2) -> None:
-    pair = random_pair(model)
-    for by, side in (("change", abs), ("decrease", lambda d: -d)):
-        way: Any = by
-        found = acdc(model, pair, 0.05, metric=pair.metric, by=way)
-        assert found.circuit == naive_acdc(model, pair, 0.05, side, pair.metric)
-    assert (
-        acdc(model, pair, 0.05, metric=pair.metric).circuit
-        == acdc(model, pair, 0.05, metric=pair.metric, by="change", memory_limit=1).circuit
-    )
-
-
-def test_acdc_of_nodes(model: HookedGPT2) -> None:
-    pair = random_pair(model)
-    found = acdc(model, pair, 0.02, metric=pair.metric, level="nodes")
-    instead = run_of(model, pair.corrupted, pair.attention_mask)
-    circuit = NodeCircuit.full(model)
-
-    def value(one: NodeCircuit) -> float:
-        return float(naive_value(model, one, pair, pair.metric, instead).mean())
-
-    for node in reversed(circuit.ordered):
-        smaller = circuit.without_nodes([node])
-        if abs(value(smaller) - value(circuit)) < 0.02:
-            circuit = smaller
-    assert found.circuit == circuit and 0 < len(circuit) < 6
-
-
-def test_acdc_from_a_circuit(model: HookedGPT2) -> None:
-    pair = random_pair(model)
-    start = threshold_circuit(edge_attribution(model, pair), k=25)
-    found = acdc(model, pair, 0.02, start=start)
-    assert found.circuit < start and len(found.steps) == len(start)
-    with pytest.raises(ValueError, match="level is 'nodes', but start is a Circuit"):
-        acdc(model, pair, 0.02, start=start, level="nodes")
-
-
 @pytest.mark.parametrize("method", ["acdc", "greedy", "eap"])
 def test_a_planted_circuit_is_recovered(method: Any) -> None:
     model = planted_model()
@@ -212,30 +123,6 @@ def test_a_planted_circuit_is_recovered(method: Any) -> None:
     for edge in PLANTED:
         rest = Circuit.of(model, [other for other in PLANTED if other != edge])
         assert float(run_circuit(model, rest, pair).recovered) == pytest.approx(0, abs=1e-9)
-
-
-def test_what_was_found_before_an_interruption(
-    model: HookedGPT2, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pair = random_pair(model)
-    whole = acdc(model, pair, 0.02)
-    plain, calls = EdgeRuns.values, []
-
-    def values(self: Any, *arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) > 2:
-            raise KeyboardInterrupt
-        return plain(self, *arguments)
-
-    monkeypatch.setattr(EdgeRuns, "values", values)
-    with pytest.raises(DiscoveryInterrupted, match="interrupted after") as caught:
-        acdc(model, pair, 0.02)
-    partial = caught.value.partial
-    n = len(partial.steps)
-    assert 0 < n < 46 and list(partial.steps) == list(whole.steps[:n])
-    gone = {step.item for step in partial.steps if not step.kept}
-    assert partial.circuit.edges == Circuit.full(model).edges - gone  # type: ignore[union-attr]
-    assert partial.faithfulness is None and "Discovery(ACDC" in repr(partial)
 
 
 # ------------------------------------------------------------------ thresholds, greedy
@@ -376,99 +263,3 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises((ValueError, TypeError), match=re.escape(message)):
         call(model, random_pair(model), scores)
-
-
-# ------------------------------------------------------------------ the bundled model
-
-
-@pytest.mark.parametrize(("task", "k"), [("induction", 150), ("ioi", 250)])
-def test_a_small_circuit_of_mini_keeps_most(mini: HookedGPT2, task: str, k: int) -> None:
-    pair = PromptPair.from_task(mini, task, 8, 0)
-    found = discover(mini, pair, "eap-ig", k=k, steps=5)
-    assert found.n_all == 927 and len(found.circuit) <= k
-    assert found.faithfulness is not None
-    assert float(found.faithfulness.share) > 0.8
-
-
-@pytest.fixture(scope="module")
-def result(mini: HookedGPT2) -> Discovery:
-    pair = PromptPair.from_task(mini, "ioi", 2, 0)
-    return discover(mini, pair, "acdc", threshold=0.3)
-
-
-def test_the_result(result: Discovery, tmp_path: Path) -> None:
-    circuit: Any = result.circuit
-    frame = result.to_frame()
-    assert len(frame) == len(circuit) and frame["score"].min() >= 0.3
-    steps = result.steps_frame()
-    assert len(steps) == 927 and steps["kept"].sum() == len(circuit)
-    # Guesses that came to nothing were run, too; what leads nowhere was not.
-    assert steps["run"].sum() < 927
-    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
-    assert len(data["edges"]) == len(circuit) and data["of"] == 927
-    assert repr(result).startswith(
-        f"Discovery(ACDC (kl, threshold 0.3, the corrupted run): {len(circuit)} of 927"
-    )
-    result.to_html(tmp_path / "page.html")
-    text = (tmp_path / "page.html").read_text()
-    assert "The search" in text and "://" not in re.sub(r"(?s)<script.*?</script>", "", text)
-    held = compare(circuit, Circuit.full(circuit.shape), "edges")
-    assert held.precision == 1 and held.recall == len(circuit) / 927
-
-
-# ------------------------------------------------------------------ the command line
-
-
-def run_command(*arguments: str) -> int:
-    return cli.status(module.main, "python -m analyses.circuit_discovery", arguments)
-
-
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    options = "--model mini --task ioi --n 2 --method eap-ig --k 60 --steps 2".split()
-    files = [f"--{kind}={tmp_path}/out.{kind}" for kind in ("html", "csv", "json")]
-    saved = str(tmp_path / "circuit.json")
-    assert run_command(*options, *files, "--save", saved) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    n = len(load_circuit(saved))
-    assert (
-        f"{n} of 927 edges, found by EAP-IG with 2 steps" in shown and f"20 of {n} edges" in shown
-    )
-    assert len(pd.read_csv(tmp_path / "out.csv")) == n
-    found = json.loads((tmp_path / "out.json").read_text())
-    assert found["provenance"]["weights_sha256"] in (tmp_path / "out.html").read_text()
-    assert load_circuit(saved).provenance["call"].startswith("python -m analyses.circuit_discovery")
-    options = "--model mini --task ioi --n 2 --method acdc --threshold 1 --level nodes".split()
-    assert run_command(*options, "--reference", saved) == 0
-    assert "Against the reference, nodes: precision" in capsys.readouterr().out
-    options = "--model mini --task ioi --n 2 --method greedy --k 22 --level nodes".split()
-    assert run_command(*options) == 0
-    assert "22 of 28 nodes" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ("--method acd", "unknown method 'acd'; did you mean 'acdc'?"),
-        ("--method eap", "--method eap takes either --k or --threshold"),
-        ("--method greedy", "--method greedy takes --k or --share: where to stop"),
-        ("--k 3", "k does not go with method 'acdc'"),
-        ("--level node", "unknown level 'node'; did you mean 'nodes'?"),
-        ("--ablation patching", "unknown ablation 'patching'; did you mean 'patch'?"),
-        ("--reference ioi", "--reference ioi is of a model with 12 layers of 12 heads; mini has 4"),
-        ("--reference nowhere.json", "nowhere.json"),
-        ("--save nowhere/x.json", "nowhere"),
-        ("--save x.json --json x.json", "would both write to x.json"),
-        ("--save -", "--save needs a path"),
-        ("--top-k 0", "--top-k is 0: expected at least 1"),
-    ],
-)
-def test_the_command_refuses_in_one_line(
-    arguments: str, message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert run_command("--model", "mini", "--task", "ioi", "--n", "2", *arguments.split()) == 1
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("error: ") and message in line
-
-
-def test_help_needs_no_torch() -> None:
-    assert "ACDC" in help_without_torch("analyses.circuit_discovery")

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses._discovery.circuit import INPUT, AnyCircuit, Circuit, NodeCircuit, whole_part
-from analyses._discovery.names import AnyNode, Edge, Node, Shape, parse_node
+from analyses._discovery.circuit import AnyCircuit, Circuit, NodeCircuit
+from analyses._discovery.names import AnyNode, Edge, Shape, parse_node
+from analyses._discovery.sets import whole_part
 from analyses._discovery.setting import Setting
 from analyses._edges import Part
 from analyses._positions import positions_of
@@ -139,11 +140,13 @@ class EdgeRuns(Runs):
     def __init__(self, setting: Setting) -> None:
         super().__init__(setting)
         self._changes: dict[tuple[int, int], tuple[int, Tensor]] = {}
+        before = torch.tensor([self.shape.before(one) for one in self.shape.receivers])
+        self._full = torch.arange(len(self.shape.senders))[:, None] < before
 
     @property
     def full(self) -> Bool[Tensor, "sender receiver"]:
         """The mask of the whole model."""
-        return Circuit.full(self.shape).mask
+        return self._full
 
     def mask(self, circuit: AnyCircuit) -> Bool[Tensor, "sender receiver"]:
         """The mask of a circuit."""
@@ -388,6 +391,3 @@ def _by_head(
 def runs_of(setting: Setting, circuit: type[AnyCircuit]) -> Runs:
     """What runs circuits of a kind."""
     return EdgeRuns(setting) if circuit is Circuit else NodeRuns(setting)
-
-
-__all__ = ["INPUT", "EdgeRuns", "Node", "NodeRuns", "Runs", "runs_of"]
