@@ -20,6 +20,7 @@ command line), and works from Python as from a shell:
 | `analyses.attribution_patching` | patching of all nodes at once, to first order |
 | `analyses.edge_attribution` | patching of all edges between parts at once, to first order |
 | `analyses.path_patching` | what does a head pass on to another, directly? |
+| `analyses.circuit_discovery` | which connections do the work, and are they enough alone? |
 | `analyses.causal_tracing` | where in the model does noise on a subject do harm? |
 | `analyses.circuits` | what could each part do, by its weights alone? |
 | `analyses.tasks` | how well does it do on tasks with known answers? |

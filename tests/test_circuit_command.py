@@ -27,12 +27,13 @@ from analyses.tasks import generate
 from interp import HookedGPT2
 
 
-@pytest.mark.parametrize(("task", "k"), [("induction", 150), ("ioi", 250)])
+@pytest.mark.parametrize(("task", "k"), [("induction", 80), ("ioi", 250)])
 def test_a_small_circuit_of_mini_keeps_most(mini: HookedGPT2, task: str, k: int) -> None:
     pair = PromptPair.from_task(mini, task, 8, 0)
     found = discover(mini, pair, "eap-ig", k=k, steps=5)
     assert found.n_all == 927 and len(found.circuit) <= k
     assert found.faithfulness is not None
+    # Measured: 76 edges keep 92 % of induction, 222 edges 84 % of IOI.
     assert float(found.faithfulness.share) > 0.8
 
 

@@ -89,9 +89,9 @@ def _edges(circuit: "Circuit") -> "go.Figure":
     for kind, fill in _FILL.items():
         names = [end for end in places if kinds[end] == kind]
         _markers(figure, names, places, fill, {n: _hover(n, joined[n]) for n in names}, "")
-    reached = [
-        x for trace in figure.data if trace.mode == "lines" for x in trace.x if x is not None
-    ]
+    traces: Any = figure.data
+    lines = [trace.x for trace in traces if trace.mode == "lines"]
+    reached = [x for xs in lines for x in xs if x is not None]
     _frame(figure, places, reached)
     return figure
 
