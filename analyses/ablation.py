@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from analyses import cli, pair_options, report
+from analyses._heads.names import parse_heads
 from analyses._views import ablation as views
 
 if TYPE_CHECKING or __name__ != "__main__":
@@ -470,6 +471,17 @@ def main(
         str | None,
         typer.Option(help="Only these, such as 0,3,-1.", metavar="LAYERS", show_default=False),
     ] = None,
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            help="These heads together, such as 3.1,0.0 (layer.head), not one at a time.",
+            metavar="HEADS",
+            show_default=False,
+        ),
+    ] = None,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="With --heads: take out all heads but these.")
+    ] = False,
     reference: Annotated[
         list[str] | None,
         typer.Option(
@@ -492,8 +504,8 @@ def main(
 ) -> None:
     """How much does the model need each head, layer or neuron?
 
-    Takes out one at a time and shows how the logit difference between answer and wrong token
-    changes, on the clean prompts.
+    Takes out one at a time (with --heads, several together) and shows how the logit difference
+    between answer and wrong token changes, on the clean prompts.
     """
     # Without a second prompt to take means from, one is enough.
     alone = kind == "zero" or bool(reference)
@@ -508,6 +520,11 @@ def main(
     if top_k < 1:
         raise cli.CommandError(f"--top-k is {top_k}: expected at least 1")
     chosen = _parse_layers(layers)
+    if heads is None and keep:
+        raise cli.CommandError("--keep goes with --heads: it says which heads to keep")
+    if heads is not None and (layers is not None or units != "heads"):
+        raise cli.CommandError("--heads names heads of any layer: leave out --layers and --units")
+    groups = None if heads is None else {heads: parse_heads(heads)}
     if reference and kind == "zero":
         raise cli.CommandError("--reference goes with --kind mean or resample, not zero")
     references = cli.read_prompts(reference or [])
@@ -536,6 +553,8 @@ def main(
             pair,
             kind=kind,
             units=units,
+            groups=groups,
+            keep=keep,
             layers=chosen,
             reference=source,
             per_position=per_position,

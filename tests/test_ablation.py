@@ -520,10 +520,36 @@ def test_command_on_a_task(capsys):
     assert "95 % interval" in shown
 
 
+def test_command_on_a_group_of_heads(capsys, tmp_path):
+    """Alone, as all but the group, and with the same numbers as the function."""
+    pair = dict(n=3, seed=0, corruption="abc")
+    for options, keep in (([], False), (["--keep"], True)):
+        path = tmp_path / "out.csv"
+        asked = ["--task", "ioi", "--n", 3, "--model", "mini", "--heads", "3.0,1.5", "--csv", path]
+        assert run(*asked, *options) == 0
+        assert ("all heads but those of a group" in capsys.readouterr().out) == keep
+        model = HookedGPT2.from_pretrained("mini")
+        found = ablation(
+            model,
+            PromptPair.from_task(model, "ioi", **pair),
+            kind="mean",
+            reference=PromptPair.from_task(model, "ioi", **{**pair, "n": 64, "seed": 1}),
+            groups={"3.0,1.5": ["3.0", "1.5"]},
+            keep=keep,
+        )
+        (value,) = pd.read_csv(path)["value"]
+        assert value == pytest.approx(float(found.effects.mean[0]), abs=1e-4)
+        path.unlink()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "expected two prompt files"),
+        (["--task", "ioi", "--keep"], "--keep goes with --heads"),
+        (["--task", "ioi", "--heads", "3", "--model", "mini"], "--heads '3': '3' is no head"),
+        (["--task", "ioi", "--heads", "3.0", "--layers", "3"], "leave out --layers"),
+        (["--task", "ioi", "--heads", "9.0", "--model", "mini"], "head 9.0 is out of range"),
         (["--task", "ioi", "--kind", "mena"], "--kind 'mena': expected zero, mean, resample"),
         (["--task", "ioi", "--units", "head"], "--units 'head': expected heads"),
         (["--task", "ioi", "--layers", "a"], "--layers 'a': expected a list"),

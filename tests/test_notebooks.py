@@ -133,7 +133,7 @@ def test_what_is_stored(path: Path) -> None:
     clean(again)
     assert again == notebook, "not as python -m notebooks.build writes it"
     pictures = pictures_of(notebook)
-    assert pictures and all(map(is_picture, pictures))
+    assert all(map(is_picture, pictures))
     notes = [o for o in outputs_of(notebook) if o.get("data", {}).get("text/markdown") == LIVE]
     figures = [o for o in outputs_of(notebook) if PLOTLY in o.get("data", {})]
     assert len(pictures) == len(notes) + len(figures)

@@ -125,6 +125,19 @@ def test_a_figure_without_its_input_is_not_run(bench):
     assert outcome.value == pytest.approx(expected, abs=1e-5)
 
 
+def test_a_figure_that_cannot_be_measured_does_not_end_the_run(mini, monkeypatch):
+    def broken(bench: Bench) -> Measured:
+        raise ValueError("no name is\n one token")
+
+    monkeypatch.setitem(MEASURES, "ioi/copy-score", broken)
+    figures = [FIGURES["ioi/copy-score"], FIGURES["tests/hello-world"]]
+    for checkpoint, verdict in (("gpt2", "FAIL"), ("", "not run")):
+        first, second = run(Bench(mini, checkpoint), figures)
+        assert (first.verdict, first.ours, first.value) == (verdict, "", None)
+        assert first.detail == "cannot be measured: no name is one token"
+        assert second.value is not None
+
+
 @torch.no_grad()
 def test_eigenvalues_are_those_of_the_whole_product(reference_model):
     cfg = dict(n_layer=2, n_head=3, n_embd=24, vocab_size=40, n_positions=8, bos_token_id=None)
@@ -328,7 +341,7 @@ def test_where_an_array_is_worst():
 
 def test_a_figure_that_was_not_run_shows_nothing_as_ours():
     outcome = not_run(FIGURES["ioi/probability"], "why")
-    assert (outcome.theirs, outcome.ours, outcome.difference) == ("0.490", "", "")
+    assert (outcome.theirs, outcome.ours, outcome.difference) == ("0.49", "", "")
     assert (outcome.verdict, outcome.value) == ("not run", None)
 
 
@@ -385,7 +398,7 @@ def test_the_bundled_model_passes(capsys, tmp_path):
     )
     assert code == 0
     assert "recorded ours difference verdict" in shown
-    assert "1 figures run: 1 pass, 0 fail; 0 not run" in shown
+    assert "1 figure run: 1 pass, 0 fail; 0 not run" in shown
     assert "exploratory/heads" in out.read_text("utf-8").splitlines()[1]
 
 

@@ -539,7 +539,7 @@ def test_bad_arguments(reference, unchecked):
         verify(model, dtype="float64")
     with pytest.raises(ValueError, match="model= goes with another source"):
         verify(model, model=model)
-    with pytest.raises(ValueError, match="device=cuda, but the model is on cpu|finds 0 CUDA"):
+    with pytest.raises(ValueError, match=r"device=cuda, but the model is on cpu|finds 0 CUDA"):
         verify(model, device="cuda")
     with pytest.raises(ValueError, match="no such folder"):
         verify("./nowhere")

@@ -292,7 +292,7 @@ def _summary(console: Console, outcomes: Sequence[Outcome]) -> int:
     }
     run = sum(one.verdict != "not run" for one in outcomes)
     console.print(
-        f"\n{run} figures run: {counts['pass']} pass, {counts['FAIL']} fail; "
+        f"\n{run} figure{'s'[: run != 1]} run: {counts['pass']} pass, {counts['FAIL']} fail; "
         f"{counts['not run']} not run",
         style="bold",
         highlight=False,

@@ -168,17 +168,13 @@ def recorded() -> Mapping[str, Any]:
 
 
 def number(value: float) -> str:
-    """A number in few digits."""
-    if not math.isfinite(value):
-        return "nan"
-    if value == round(value) and abs(value) < 1e4:
-        return f"{value:.0f}"
-    return f"{value:.3f}" if 0.1 <= abs(value) < 100 else f"{value:.3g}"
+    """A number in at most five digits."""
+    return f"{value:.5g}" if math.isfinite(value) else "nan"
 
 
 def shape_of(values: Sequence[int]) -> str:
-    """`12 x 15`."""
-    return " x ".join(map(str, values))
+    """`12 x 15`, `8 numbers`."""
+    return " x ".join(map(str, values)) if len(values) > 1 else f"{values[0]} numbers"
 
 
 def strongest(value: np.ndarray | tuple[str, ...]) -> tuple[int, ...]:
@@ -201,5 +197,5 @@ def brief(figure: Published, value: np.ndarray | tuple[str, ...], at: Sequence[i
             f"{label} {number(float(v))}" for label, v in zip(figure.labels, value, strict=True)
         )
     if figure.tolerance.rule == "points" or not at:
-        return f"{shape_of(value.shape)} numbers"
+        return shape_of(value.shape)
     return f"{number(float(value[tuple(at)]))} at {figure.where(at)}"

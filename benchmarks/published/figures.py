@@ -104,7 +104,8 @@ def judged(
         return _heads(figure, tuple(theirs), tuple(ours), by, value)
     theirs, ours = np.asarray(theirs), np.asarray(ours)
     if theirs.shape != ours.shape and by.rule != "points":
-        what = f"shape {shape_of(ours.shape) or 'one number'}, not {shape_of(theirs.shape)}"
+        shapes = (shape_of(one.shape) if one.ndim else "one number" for one in (ours, theirs))
+        what = ", not ".join(shapes)
         return Outcome(
             figure.id,
             brief(figure, theirs),
