@@ -283,6 +283,12 @@ def record(theirs, rule: str, **tolerance) -> Published:
             Measured.of(0.59, 0.0, 50),
             Measured.of(0.61, 0.001, 50),
         ),
+        (
+            0.5,
+            dict(rule="prompts", abs=0.1, z=3.0),
+            Measured.of(0.79, 10.0, 50),
+            Measured.of(0.81, 10.0, 50),
+        ),
         # z sd sqrt(1/10 + 1/40) + abs = 5 * 0.2 * 0.3536 + 0.01 = 0.3636
         (
             1.0,

@@ -40,7 +40,8 @@ class Tolerance:
             "same": the published inputs, |difference| <= `abs`;
             "sampled": random inputs of the published kind, `n` of them there; the difference of two
             means, <= `z * sd * sqrt(1/n + 1/ours) + abs`;
-            "prompts": other prompts of the same kind, <= `max(abs, z * standard error)` of ours;
+            "prompts": other prompts of the same kind, <= `z * standard error` of ours, but at least
+            `abs` and at most 3 times that;
             "points": points of the plane in no order, the largest distance to the nearest of the
             other set <= `abs`;
             "heads": of the published heads, `least` (all) are among the first `among` of ours;

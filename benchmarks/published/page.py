@@ -53,7 +53,8 @@ small's shape, array by array (figures in [comparison of measures](#comparison-o
 "Allowed" is how far ours may be for the verdict "pass". On the published inputs it is float32 and
 the digits printed; where the inputs are random, or are prompts of the same kind but not the same
 ones, it comes from the standard error of our sample (z times it), and is at least the number
-given. Reasons stand in `benchmarks/published/data/figures.toml`, a figure's record.
+given; for other prompts at most three times that. Reasons stand with each figure in
+`benchmarks/published/data/figures.toml`.
 """
 
 _TAIL = """\
@@ -65,8 +66,8 @@ _TAIL = """\
   answer) and `"subject"`, as the authors' `known_1000.json` has them. Other keys are ignored, but
   `"answer"` (one token, such as `" Seattle"`), where there, must be what the model predicts, or the
   fact is left out. Without a file GPT-2 XL is not loaded, and models of one's own are traced on the
-  capitals of `analyses.tasks`. A shorter file gives a wider standard error, and with it a wider
-  verdict.
+  capitals of `analyses.tasks`. A shorter file gives a larger standard error, and with it, up to
+  three times the number allowed, a wider verdict.
 
 ## On the bundled model
 

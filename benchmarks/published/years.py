@@ -18,6 +18,7 @@ from torch import Tensor
 from analyses.pairs import PromptPair
 from analyses.path_patching import path_patching
 from analyses.tasks import generate, words
+from analyses.tasks.data import NO_TOKEN
 from benchmarks.published.bench import Bench, by_group, figure, parsed, ranked
 from benchmarks.published.figures import Measured
 from hooks import Edit, Patch
@@ -65,10 +66,16 @@ def _made(bench: Bench) -> Years:
     starts = [
         int(row[int(at)]) for row, at in zip(data.str_tokens, data.positions["YY"], strict=True)
     ]
-    pair = PromptPair.of(
+    later, others = (
+        [[id for id in row if id != NO_TOKEN] for row in ids.tolist()]
+        for ids in (data.answers, data.wrong)
+    )
+    pair = PromptPair.from_text(
         model,
         [f" {text}" for text in data.clean_prompts],
         [f" {text}" for text in data.corrupted_prompts],
+        later,
+        others,
     )
     return Years(
         pair=pair,
@@ -130,14 +137,7 @@ def _heads(bench: Bench, first_mlp: int) -> list[tuple[int, int]]:
         return [parsed(name) for name in _HEADS]
     model, data = bench.model, years(bench)
     receivers = [f"mlp_in.{layer}" for layer in range(first_mlp, model.cfg.n_layers)]
-    found = path_patching(
-        model,
-        data.pair,
-        [*receivers, "logits"],
-        senders="head",
-        pos=-1,
-        metric=lambda logits: _difference(_probabilities(bench, logits), data.starts),
-    )
+    found = path_patching(model, data.pair, [*receivers, "logits"], senders="head", pos=-1)
     return [parsed(name) for name in ranked(-found.views["head"].change)[: len(_HEADS)]]
 
 
