@@ -111,7 +111,9 @@ def ablation(
             interventions as there are: name some `layers`).
         groups: name -> heads (`"3.1"`, a `Head`, a pair `(3, 1)`, or several), each group taken out
             together: one intervention for every group, in place of one for every unit.
-        keep: take out all heads but those of the group, which may then be empty. MLPs stay.
+        keep: take out all heads but those of the group, which may then be empty. MLPs stay. Heads
+            that tell where in a sentence one is are taken out too, unless means are `per_position`
+            and of prompts of the same sentence, as in the IOI paper.
         layers: only these; negative ones count from the end. None: all.
         pos: at these positions only, as in `hooks.Edit`: counted without padding, negative ones
             from a prompt's end, a tensor for a position per prompt. None: at all.
