@@ -1,6 +1,6 @@
 """One package at work, in a process and an environment of its own: see `benchmarks.peers`.
 
-Run by `benchmarks.peers` as `PYTHON benchmarks/_peer_worker.py KIND FOLDER THREADS`. Reads one order
+Run by `benchmarks.peers` as `PYTHON benchmarks/_peer_worker.py KIND FOLDER THREADS`. Reads an order
 a line from standard input (`load`, `forward`, `cache`, `patch N`, `facts`) and answers each with a
 line of JSON: seconds, or facts. `patch N` judges every N-th head, ours always all. Imports nothing
 of this repository but for KIND `ours`.
@@ -158,7 +158,7 @@ class NNsight:
     def _heads(self) -> Any:
         model = self.model
         with model.trace(self.tokens[1:]):
-            kept = list().save()
+            kept = list().save()  # type: ignore[attr-defined]  (nnsight gives objects a `save`)
             for layer in range(N_LAYERS):
                 kept.append(model.transformer.h[layer].attn.c_proj.input)
         return list(kept)

@@ -8,8 +8,8 @@ docs/comparison.md.
     python -m benchmarks.peers --peer tl3=PYTHON --peer tl4=PYTHON --peer nnsight=PYTHON
         [--rounds 7] [--patch-rounds 3] [--every 12] [--threads 2]
 
-`tl3` is TransformerLens 3 (`HookedTransformer`), `tl4` TransformerLens 4 (`TransformerBridge`). They
-and nnsight judge one head by one forward pass: every n-th of the 144 (`--every`) is timed and
+`tl3` is TransformerLens 3 (`HookedTransformer`), `tl4` TransformerLens 4 (`TransformerBridge`).
+They and nnsight judge one head by one forward pass: every n-th of the 144 (`--every`) is timed and
 counted n-fold, ours are all done. circuitsvis is installed with this package and is measured here.
 """
 
