@@ -24,7 +24,7 @@ LOADED = {
     "center_writing_weights": _WEIGHTS,
     "center_unembed": _WEIGHTS,
     "fold_value_biases": _WEIGHTS,
-    "refactor_factored_attn_matrices": "analyses.circuits has the factors of QK and OV",
+    "refactor_factored_attn_matrices": "interp.FactoredMatrix has the factors of QK and OV",
     "hf_model": "give the model object in place of the name",
     "model_name": "it is source, the first argument",
     "tokenizer": "a folder and a Hub id bring theirs; from_state_dict and from_config take one",
