@@ -1,6 +1,5 @@
 """Generation: what transformers generates, why it stops, what is told of it, text as it comes."""
 
-import re
 from pathlib import Path
 
 import numpy as np
@@ -527,13 +526,6 @@ def test_wrong_text_is_refused(mini):
         mini.generate("a", stop_strings=["x", ""])
     with pytest.raises(ValueError, match="empty"):
         mini.generate("")
-
-
-def test_the_guide_runs():
-    guide = (Path(__file__).parents[1] / "docs" / "generation.md").read_text()
-    blocks = re.findall(r"```python\n(.*?)```", guide, re.S)
-    assert len(blocks) == 6
-    exec("\n".join(blocks), {})
 
 
 @pytest.mark.cuda
