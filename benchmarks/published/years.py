@@ -18,7 +18,6 @@ from torch import Tensor
 from analyses.pairs import PromptPair
 from analyses.path_patching import path_patching
 from analyses.tasks import generate, words
-from analyses.tasks.data import NO_TOKEN
 from benchmarks.published.bench import Bench, by_group, figure, parsed, ranked
 from benchmarks.published.figures import Measured
 from hooks import Edit, Patch
@@ -66,16 +65,13 @@ def _made(bench: Bench) -> Years:
     starts = [
         int(row[int(at)]) for row, at in zip(data.str_tokens, data.positions["YY"], strict=True)
     ]
-    later, others = (
-        [[id for id in row if id != NO_TOKEN] for row in ids.tolist()]
-        for ids in (data.answers, data.wrong)
-    )
+    halves = words.YEAR_HALVES
     pair = PromptPair.from_text(
         model,
         [f" {text}" for text in data.clean_prompts],
         [f" {text}" for text in data.corrupted_prompts],
-        later,
-        others,
+        [halves[start + 1 :] for start in starts],
+        [halves[: start + 1] for start in starts],
     )
     return Years(
         pair=pair,
@@ -83,7 +79,7 @@ def _made(bench: Bench) -> Years:
             row[int(at)] for row, at in zip(data.str_tokens, data.positions["EVENT"], strict=True)
         ),
         starts=torch.tensor(starts),
-        halves=torch.tensor([model.to_single_token(half) for half in words.YEAR_HALVES]),
+        halves=torch.tensor([model.to_single_token(half) for half in halves]),
     )
 
 
