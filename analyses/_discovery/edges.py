@@ -275,9 +275,7 @@ class Circuit:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it to a JSON file, with scores, method and provenance."""
-        edges = [
-            [str(e.sender), str(e.receiver), files.finite(self.scores.get(e))] for e in self.ordered
-        ]
+        edges = [[str(e.sender), str(e.receiver), self.scores.get(e)] for e in self.ordered]
         files.write(path, self, {"edges": edges})
 
     def __repr__(self) -> str:

@@ -1,7 +1,6 @@
 """Circuits in files: JSON with a version, written whole or not at all."""
 
 import json
-import math
 import os
 from os import PathLike
 from pathlib import Path
@@ -17,11 +16,6 @@ _FIELDS: dict[str, Any] = {
     "kind": str, "model": str, "n_layers": int, "n_heads": int, "method": str, "provenance": dict,
 }  # fmt: skip
 _OF_KIND = {"edges": {"edges": 3}, "nodes": {"nodes": 4}}
-
-
-def finite(score: float | None) -> float | None:
-    """A score as JSON has it."""
-    return score if score is not None and math.isfinite(score) else None
 
 
 def write(path: str | PathLike[str], circuit: "AnyCircuit", of_kind: dict[str, Any]) -> None:

@@ -274,10 +274,7 @@ class NodeCircuit:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write it to a JSON file, with roles, scores, method and provenance."""
-        nodes = [
-            [str(n.part), n.pos, self.roles.get(n), files.finite(self.scores.get(n))]
-            for n in self.ordered
-        ]
+        nodes = [[str(n.part), n.pos, self.roles.get(n), self.scores.get(n)] for n in self.ordered]
         files.write(path, self, {"kept": list(self.kept), "nodes": nodes})
 
     def __repr__(self) -> str:

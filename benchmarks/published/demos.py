@@ -11,6 +11,7 @@ from torch import Tensor
 
 from analyses.activation_patching import activation_patching
 from analyses.attribution import attribution
+from analyses.circuits import HeadEigenvalues, head_eigenvalues
 from analyses.metrics import evaluate, loss
 from analyses.pairs import PromptPair
 from benchmarks.published.bench import Bench, Missing, figure
@@ -191,39 +192,26 @@ def patch_residual(bench: Bench) -> Measured:
     return Measured.of(found.views["resid_pre"].normalised)
 
 
-def _eigenvalues(model: HookedGPT2, full: bool) -> Tensor:
-    """Of W_V W_O (full: W_E W_V W_O W_U), those that are not 0: `layer head d_head`.
-
-    The eigenvalues of a product stay when its first factor is moved to the end.
-    """
-    found = []
-    with torch.no_grad():
-        between = (model.W_U.double() @ model.W_E.double()) if full else None
-        for layer in range(model.cfg.n_layers):
-            value, output = model.W_V[layer].double(), model.W_O[layer].double()
-            inner = output @ value if between is None else output @ between @ value
-            found.append(torch.linalg.eigvals(inner))
-    return torch.stack(found).cpu()
-
-
-def _copying(bench: Bench, full: bool) -> Measured:
-    values = _eigenvalues(bench.processed, full)
-    return Measured.of(values.sum(-1).real / values.abs().sum(-1))
+def _eigenvalues(bench: Bench, space: str) -> HeadEigenvalues:
+    return bench.once(
+        f"eigenvalues {space}", lambda: head_eigenvalues(bench.processed, "OV", space)
+    )
 
 
 @figure("main/ov-copying")
 def ov_copying(bench: Bench) -> Measured:
-    return _copying(bench, full=False)
+    return Measured.of(_eigenvalues(bench, "residual").scores[0])
 
 
 @figure("main/full-ov-copying")
 def full_ov_copying(bench: Bench) -> Measured:
-    return _copying(bench, full=True)
+    return Measured.of(_eigenvalues(bench, "plain").scores[0])
 
 
 @figure("main/ov-eigenvalues")
 def ov_eigenvalues(bench: Bench) -> Measured:
-    return Measured.of(torch.view_as_real(_eigenvalues(bench.processed, full=False)[-1, -1]))
+    """Of W_V W_O, those that are not 0."""
+    return Measured.of(torch.view_as_real(_eigenvalues(bench, "residual").eigenvalues[0, -1, -1]))
 
 
 @figure("tests/hello-world")
