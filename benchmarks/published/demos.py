@@ -210,8 +210,10 @@ def full_ov_copying(bench: Bench) -> Measured:
 
 @figure("main/ov-eigenvalues")
 def ov_eigenvalues(bench: Bench) -> Measured:
-    """Of W_V W_O, those that are not 0."""
-    return Measured.of(torch.view_as_real(_eigenvalues(bench, "residual").eigenvalues[0, -1, -1]))
+    """Of W_V W_O, those that are not 0, from left to right."""
+    values = _eigenvalues(bench, "residual").eigenvalues[0, -1, -1]
+    points = sorted(torch.view_as_real(values).tolist())
+    return Measured.of(torch.tensor(points))
 
 
 @figure("tests/hello-world")
