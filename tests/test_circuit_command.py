@@ -43,10 +43,12 @@ def test_knocking_out_as_in_the_paper(mini: HookedGPT2) -> None:
     names = {"late": ["3.3@END", "3.0@END"], "early": ["1.5@S2", "0.2@S1+1"]}
     circuit = NodeCircuit.of(mini, names, kept=("input", "mlps"))
     full = NodeCircuit.full(mini, kept=("input", "mlps"))
-    options: dict[str, Any] = {"ablation": "mean", "groups": data.templates}
+    others = generate("ioi", mini.tokenizer, 150, seed=1, split="held_out")
+    mean: dict[str, Any] = {"ablation": "mean", "reference": PromptPair.from_data(others, mini)}
+    options = mean | {"groups": data.templates, "reference_groups": others.templates}
     found = run_circuit(mini, {"some": circuit, "all": full}, pair, **options)
     torch.testing.assert_close(found.values[1], found.clean, rtol=1e-4, atol=1e-4)
-    by_length = run_circuit(mini, circuit, pair, ablation="mean")
+    by_length = run_circuit(mini, circuit, pair, **mean)
     assert len(set(data.templates)) > len(set(data.lengths.tolist()))
     assert float((found.values[0] - by_length.values[0]).abs().max()) > 1e-3
     assert float((found.values[0] - found.empty).abs().max()) > 0.1

@@ -110,7 +110,8 @@ def test_full_is_the_clean_run_and_empty_the_corrupted_one(
         found = run_circuit(model, {"full": kind.full(model)}, pair)
         torch.testing.assert_close(found.values[0], ends["clean"], rtol=0, atol=1e-12)
         assert float(found.recovered) == pytest.approx(1) and float(found.share) == pytest.approx(1)
-        found = run_circuit(model, kind.empty(model), pair)
+        empty = Circuit.empty(model) if kind is Circuit else NodeCircuit.empty(model, kept=())
+        found = run_circuit(model, empty, pair)
         torch.testing.assert_close(found.values[0], ends["corrupted"], rtol=0, atol=1e-12)
         torch.testing.assert_close(found.empty, ends["corrupted"], rtol=0, atol=1e-12)
         assert float(found.recovered) == pytest.approx(0)
@@ -138,7 +139,7 @@ def means(model: HookedGPT2, pair: PromptPair, keys: list[Any], per_position: bo
             if per_position:
                 rows.append(values[same].mean(0))
             else:
-                real = torch.cat([values[i, : pair.lengths[i]] for i in range(len(keys))])
+                real = torch.cat([values[i, : pair.lengths[i]] for i in same])
                 rows.append(real.mean(0).expand_as(values[example]))
         found[part] = torch.stack(rows)
     return found
@@ -146,16 +147,20 @@ def means(model: HookedGPT2, pair: PromptPair, keys: list[Any], per_position: bo
 
 @pytest.mark.parametrize("kind", [Circuit, NodeCircuit])
 def test_what_stands_in_place(model: HookedGPT2, kind: Any) -> None:
-    pair = named_pair(model, (N_POS, N_POS - 2, N_POS, N_POS, N_POS - 2))
+    pair = named_pair(model, (N_POS, N_POS - 2, N_POS, N_POS, N_POS - 2, N_POS))
     circuit = random_circuit(model, 0.6) if kind is Circuit else random_nodes(model, 0.6)
     lengths = pair.lengths.tolist()
-    groups = ["a", "a", "b", "a", "a"]
+    groups = ["a", "a", "b", "b", "a", "a"]
     zeros = {part: torch.zeros_like(value) for part, value in corrupted(model, pair).items()}
     both = [f"{n} {g}" for n, g in zip(lengths, groups, strict=True)]
     cases: list[tuple[dict[str, Any], Sent]] = [
         ({"ablation": "zero"}, zeros),
         ({"ablation": "mean"}, means(model, pair, lengths, True)),
-        ({"ablation": "mean", "per_position": False}, means(model, pair, lengths, False)),
+        ({"ablation": "mean", "per_position": False}, means(model, pair, [0] * 6, False)),
+        (
+            {"ablation": "mean", "per_position": False, "groups": groups},
+            means(model, pair, groups, False),
+        ),
         ({"ablation": "mean", "groups": groups}, means(model, pair, both, True)),
     ]
     values = []
@@ -164,6 +169,8 @@ def test_what_stands_in_place(model: HookedGPT2, kind: Any) -> None:
         expected = naive_value(model, circuit, pair, pair.metric, instead)
         torch.testing.assert_close(found.values[0], expected, rtol=1e-9, atol=1e-9)
         values.append(found.values[0])
+        if options == {"ablation": "mean"}:
+            assert "6 corrupted prompts in 2 groups, the smallest of 2" in repr(found)
     # They are all different, so that none of the above could stand for another.
     assert torch.pdist(torch.stack(values)).min() > 1e-4
 
@@ -364,6 +371,16 @@ def test_what_does_not_fit_is_refused(
         run_circuit(model, options.pop("circuits"), named_pair(model, (N_POS, N_POS)), **options)
 
 
+def test_a_mean_over_one_prompt_is_refused(model: HookedGPT2) -> None:
+    pair = random_pair(model, (N_POS, N_POS - 2, N_POS))
+    message = (
+        r"only one reference prompt is of 3 tokens \(so for 1 of 2 groups\).*Take more prompts"
+    )
+    with pytest.raises(ValueError, match=message):
+        run_circuit(model, Circuit.empty(model), pair, ablation="mean")
+    run_circuit(model, Circuit.empty(model), pair, ablation="mean", per_position=False)
+
+
 def test_active_hooks_are_refused(model: HookedGPT2) -> None:
     with (
         model.hooks([("blocks.1.attn.hook_z", lambda activation, hook: None)]),
@@ -380,6 +397,31 @@ def test_sets_of_nodes_that_are_not_there(model: HookedGPT2) -> None:
         minimality(model, circuit, pair, sets={"1.0": ["1.0"]})
     with pytest.raises(ValueError, match="n_random=-1 is out of range"):
         minimality(model, circuit, pair, n_random=-1)
+    for name in ("nothing", "random 0", "greedy 3"):
+        with pytest.raises(ValueError, match=f"a set is called '{name}', as one of those"):
+            completeness(model, circuit, pair, sets={name: ["1.0"]})
+    roles = NodeCircuit.of(model, {"late": ["1.0"]})
+    with pytest.raises(ValueError, match="two sets of the name 'late'"):
+        completeness(model, roles, pair, sets={"late": ["1.0"]})
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_sets_without_names_are_refused(model: HookedGPT2) -> None:
+    sets: Any = [["1.0"]]
+    with pytest.raises(TypeError, match="sets are node names by a name for each set"):
+        completeness(model, NodeCircuit.of(model, ["1.0"]), random_pair(model), sets=sets)
+
+
+def test_sets_of_a_node_at_several_positions(model: HookedGPT2) -> None:
+    pair = named_pair(model)
+    circuit = NodeCircuit.of(model, ["1.0@S", "1.0@END", "0.1"])
+    found = minimality(model, circuit, pair, sets={"1.0": ["0.1", "0.1"]}, n_random=0)
+    given = [(str(node), several) for node, name, several in found.tried if name == "given"]
+    alone = (Node(Part("head", 0, 1)),)
+    assert given == [("1.0@END", alone), ("1.0@S", alone)]
+    sets = {"mine": ["1.0", "1.0@S"]}
+    twice = completeness(model, circuit, pair, sets=sets, n_random=0, n_greedy=0)
+    assert list(twice.to_frame()["size"]) == [0, 2]
 
 
 # ------------------------------------------------------------------ the results

@@ -14,6 +14,7 @@ from _random_pairs import D_VOCAB, lively_model, random_pair
 from analyses import circuit_discovery as module
 from analyses.circuit_discovery import (
     Circuit,
+    DiscoveryInterrupted,
     NodeCircuit,
     acdc,
     discover,
@@ -233,6 +234,30 @@ def test_greedy_search_of_edges(model: HookedGPT2) -> None:
     assert len(several.circuit) == 40 and several.n_run < 150
     kept = [step for step in several.steps if step.kept]
     assert set(several.circuit.scores) == {step.item for step in kept}
+
+
+@pytest.mark.parametrize("way", ["remove", "add"])
+def test_several_at_once_stop_where_one_by_one_would(model: HookedGPT2, way: Any) -> None:
+    pair = random_pair(model)
+    for k, at_once in ((1, 4), (3, 2), (2, 1000), (5, 1000)):
+        found = greedy_circuit(model, pair, k=k, at_once=at_once, level="nodes", way=way)
+        assert len(found.circuit) == k
+    # Six nodes at a time are too much (or more than needed): the rest is then one by one.
+    alone = greedy_circuit(model, pair, share=0.7, level="nodes", way=way)
+    several = greedy_circuit(model, pair, share=0.7, at_once=6, level="nodes", way=way)
+    assert 0 < len(alone.circuit) < 6 and several.circuit == alone.circuit
+
+
+def test_an_interrupted_last_run_loses_nothing(
+    model: HookedGPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analyses._discovery.methods.faithfulness", interrupted)
+    with pytest.raises(DiscoveryInterrupted, match="interrupted after") as caught:
+        greedy_circuit(model, random_pair(model), k=3, level="nodes")
+    assert len(caught.value.partial.circuit) == 3
 
 
 @pytest.mark.usefixtures("unchecked")

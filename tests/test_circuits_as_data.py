@@ -171,6 +171,10 @@ def test_scores_stay_with_their_edges() -> None:
     assert a.without_nodes(["0.0"]) == Circuit.of(SHAPE, ["1.0 → logits"])
 
 
+def test_full_and_empty_keep_the_same() -> None:
+    assert NodeCircuit.full(SHAPE).kept == NodeCircuit.empty(SHAPE).kept == ("input",)
+
+
 def test_edges_of_nodes() -> None:
     nodes = NodeCircuit.of(SHAPE, ["0.1", "1.0"])
     edges = {str(edge) for edge in nodes.to_edges()}
@@ -288,6 +292,11 @@ def test_the_graph_has_every_edge_and_node() -> None:
     assert len(set(places.values())) == len(places)
     for edge in chosen:
         assert places[str(edge.sender)][1] < places[str(edge.reader or "logits")][1]
+    named = {t.name: t.line for t in figure.data if t.mode == "lines" and t.x[0] is None}
+    assert [*named] == [
+        "into queries", "into keys", "into values", "into MLPs and logits", "score above 0",
+        "score below 0",
+    ]  # fmt: skip
     assert figure.layout.width < 1400 and figure.layout.height < 1700
 
 
@@ -386,6 +395,10 @@ def test_roc_of_nodes_and_of_circuits() -> None:
         (0, 0), (0, 0.5), (0.5, 0.5), (0.5, 1), (1, 1),
     ]  # fmt: skip
     assert found.auc() == 0.75
+    # A node at two positions counts by its best, in whatever order the scores are.
+    for places in (["1.0@S", "1.0@END"], ["1.0@END", "1.0@S"]):
+        at = {name: 3.0 if name.endswith("END") else -1.0 for name in places}
+        assert roc({**at, **scores, "1.0": 0.0}, reference, "nodes").auc() == found.auc()
     circuits = {
         "small": NodeCircuit.of(SHAPE, ["1.0"]),
         "worse": NodeCircuit.of(SHAPE, ["0.0"]),

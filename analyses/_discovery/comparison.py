@@ -238,7 +238,7 @@ def roc(
     """How well scores tell the members of a reference circuit from the rest.
 
     What is not scored counts as lowest of all. Give sizes (absolute values) where either sign
-    counts.
+    counts. Of a node scored at several positions the largest score counts.
 
     Args:
         scores: of edges or nodes, by name; larger is more likely in the circuit.
@@ -256,7 +256,7 @@ def roc(
         one = parse_edge(name, shape) if level == "edges" else parse_node(name, shape).part
         if math.isnan(score):
             raise ValueError(f"the score of {one} is NaN")
-        rated[one] = float(score)
+        rated[one] = max(float(score), rated.get(one, -math.inf))
     every = _universe(reference, level, _heads_only(reference))
     inside = _members(reference, level)
     n_in, n_out = _sizes(every, inside)

@@ -1,6 +1,7 @@
 """Completeness and minimality of a circuit, as in the IOI paper."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+_NOTHING = "nothing"
 NodeSets = Mapping[str, Sequence[AnyNode]]
 
 
@@ -82,8 +84,8 @@ def completeness(
         seed: of the random sets and draws, and of "resample".
 
     Raises:
-        ValueError: a set with a node that is not in the circuit, a count below 0, or what
-            `run_circuit` refuses.
+        ValueError: a set with a node that is not in the circuit or with the name of another set
+            ("nothing", "random 0", a role), a count below 0, or what `run_circuit` refuses.
 
     Source: Wang et al. 2022, arXiv 2211.00593, section 4 (completeness).
     """
@@ -94,7 +96,7 @@ def completeness(
         if value is not None and (not isinstance(value, int) or value < 1):
             raise ValueError(f"{name}={value!r} is out of range: expected at least 1")
     nodes = counted(circuit)
-    chosen: dict[str, tuple[Node, ...]] = {"nothing": ()}
+    chosen: dict[str, tuple[Node, ...]] = {_NOTHING: ()}
     chosen |= _sets(circuit, sets)
     setting = Setting.of(
         model, pair, metric, ablation=ablation, reference=reference, per_position=per_position,
@@ -157,7 +159,8 @@ def minimality(
     Args:
         model, pair, metric: as in `run_circuit`.
         circuit: the circuit.
-        sets: for the name of a node, the names of its K.
+        sets: for the name of a node, the names of its K; without a position, of the node at each
+            of its positions.
         n_random: how many random sets for each node.
         ablation, reference, per_position, groups, reference_groups, memory_limit, progress: as in
             `run_circuit`.
@@ -174,16 +177,19 @@ def minimality(
     nodes = counted(circuit)
     if not nodes:
         raise ValueError("the circuit has no node")
-    given = {
-        _in_circuit([name], nodes, circuit, "sets")[0]: _in_circuit(several, nodes, circuit, name)
-        for name, several in (sets or {}).items()
-    }
+    given: dict[Node, tuple[Node, ...]] = {}
+    for name, several in _mapping(sets).items():
+        # A name without position stands for the node at each of its positions.
+        for node in _in_circuit([name], nodes, circuit, "sets"):
+            if node in given:
+                raise ValueError(f"there are two sets for node {node}")
+            given[node] = _in_circuit(several, nodes, circuit, name)
     roles = circuit.by_role() if isinstance(circuit, NodeCircuit) else {}
     generator = torch.Generator().manual_seed(seed)
     tried: list[tuple[Node, str, tuple[Node, ...]]] = []
     for node in nodes:
         others = tuple(other for other in nodes if other != node)
-        own: dict[str, tuple[Node, ...]] = {"nothing": ()}
+        own: dict[str, tuple[Node, ...]] = {_NOTHING: ()}
         for role, members in roles.items():
             if node in members and len(members) > 1:
                 own[f"other {role}"] = tuple(other for other in members if other != node)
@@ -230,9 +236,28 @@ def _sets(circuit: AnyCircuit, sets: NodeSets | None) -> dict[str, tuple[Node, .
     if isinstance(circuit, NodeCircuit):
         found |= circuit.by_role()
     nodes = counted(circuit)
-    for name, several in (sets or {}).items():
+    for name, several in _mapping(sets).items():
+        if str(name) in found:
+            raise ValueError(f"there are two sets of the name {str(name)!r}: one is a role's")
         found[str(name)] = _in_circuit(several, nodes, circuit, name)
+    for name in found:
+        if name == _NOTHING or re.fullmatch(r"(random|greedy) \d+", name):
+            raise ValueError(
+                f"a set is called {name!r}, as one of those that are tried anyway: call it "
+                "something else"
+            )
     return found
+
+
+def _mapping(sets: Any) -> Mapping[str, Sequence[AnyNode]]:
+    """Sets by name."""
+    if sets is None:
+        return {}
+    if not isinstance(sets, Mapping):
+        raise TypeError(
+            f"sets are node names by a name for each set, {{'mine': ['9.6']}}, not {sets!r}"
+        )
+    return sets
 
 
 def _in_circuit(
@@ -247,7 +272,7 @@ def _in_circuit(
             hint = nearest(str(node), [str(other) for other in nodes])
             raise ValueError(f"set {what}: node {node} is not in the circuit.{hint}")
         found += same
-    return tuple(found)
+    return tuple(dict.fromkeys(found))
 
 
 class _Knockouts:

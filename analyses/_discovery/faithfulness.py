@@ -62,9 +62,10 @@ def run_circuit(
         reference: for "mean" and "resample": prompts, or a pair, whose corrupted prompts are taken.
             None: the pair's corrupted prompts.
         per_position: for "mean": a mean for each position, over reference prompts of the example's
-            length. False: over all their tokens.
+            length, of which there must be at least two. False: over all their tokens.
         groups: for "mean" and "resample": what each example is, such as the template of its
-            sentence; only reference prompts of the same length and group stand in.
+            sentence; only reference prompts of the same length and group stand in (without
+            per_position: of the same group).
         reference_groups: the same of the reference prompts; not needed where these are the pair's.
         seed: of the draws of "resample".
         memory_limit: bytes that activations may take, as estimated.
@@ -76,7 +77,8 @@ def run_circuit(
     Raises:
         ValueError, TypeError, IndexError: a circuit of another model or of no such position,
             circuits of two kinds, hooks that are active on the model, an unknown ablation, a
-            reference that is not wanted or does not fit, a metric that does not fit.
+            reference that is not wanted or does not fit, a mean over a single prompt, a metric that
+            does not fit.
     """
     named = _named(circuits)
     setting = Setting.of(

@@ -334,7 +334,7 @@ def greedy_circuit(
         way: "remove" or "add". Edges cannot be added one by one: an edge carries something only
             where all of a path to the logits is there.
         at_once: how many a round takes, those that alone would each be the best: n times as fast,
-            less exact.
+            less exact. No round goes past k, and the last one up to share is taken one by one.
         metric: by default the pair's.
         level, start: as in `acdc`.
         ablation, reference, per_position, seed, memory_limit, progress: as in `acdc`.
@@ -393,7 +393,7 @@ def greedy_circuit(
     return _searched(
         runs, mask, kept, method, call, progress,
         lambda search, advance: run_greedy(
-            search, whole, stop, add=add, at_once=at_once, advance=advance
+            search, whole, stop, add=add, k=k, at_once=at_once, advance=advance
         ),
     )  # fmt: skip
 
@@ -460,12 +460,12 @@ def _searched(
     try:
         with cli.bar(method.split(" ")[0].rstrip(","), shown=progress) as advance:
             go(search, advance)
+        n_run = runs.n_run
+        judged = runs if judged_by is None else type(runs)(setting.judged_by(judged_by))
+        found = result(None)
+        whole = faithfulness(judged, {"found": found.circuit}, call, progress=False)
     except KeyboardInterrupt:
         raise DiscoveryInterrupted(result(None)) from None
-    n_run = runs.n_run
-    judged = runs if judged_by is None else type(runs)(setting.judged_by(judged_by))
-    found = result(None)
-    whole = faithfulness(judged, {"found": found.circuit}, call, progress=False)
     return Discovery(
         found.circuit, method, setting.judge.name, found.steps, n_run, whole, found.provenance
     )

@@ -99,7 +99,8 @@ class NodeCircuit:
         for node in found:
             if node.part == INPUT or (node.part.kind == "mlp" and "mlps" in kept):
                 raise ValueError(
-                    f"node {node} is not counted among nodes: it is kept={tuple(kept)!r} or not"
+                    f"node {node} is not counted among nodes: whether it is there is said by kept, "
+                    f"here {tuple(kept)!r}"
                 )
             if node.pos is not None and Node(node.part) in found:
                 raise ValueError(f"node {node} is in the circuit twice: {node.part} is there too")
@@ -121,7 +122,7 @@ class NodeCircuit:
 
     @classmethod
     def empty(
-        cls, model: AnyShape, *, kept: Sequence[Literal["input", "mlps"]] = ()
+        cls, model: AnyShape, *, kept: Sequence[Literal["input", "mlps"]] = ("input",)
     ) -> "NodeCircuit":
         """No node."""
         return cls.of(model, [], kept=kept, method="no node")

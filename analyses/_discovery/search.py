@@ -174,6 +174,7 @@ def greedy(
     stop: Callable[[int, float], bool],
     *,
     add: bool,
+    k: int | None = None,
     at_once: int,
     advance: Callable[[float], None],
 ) -> None:
@@ -183,7 +184,9 @@ def greedy(
         target: the metric of the whole model.
         stop: whether a circuit is no longer wanted (adding: is already enough), by its size and
             its metric.
-        at_once: how many a round takes: those that would each alone be the best.
+        k: the size to stop at; no round goes past it.
+        at_once: how many a round takes: those that would each alone be the best. What of the last
+            round would be too much is taken one by one.
         advance: as in `acdc`.
     """
     items = search.items
@@ -199,14 +202,19 @@ def greedy(
             masks[(row, *item.place)] = add
         found = search.runs.values(masks).mean(1)
         # Of equals the first in the order of the search.
-        best = (found - target).abs().argsort(stable=True)[:at_once].tolist()
+        most = at_once if k is None else max(1, min(at_once, abs(size - k)))
+        best = (found - target).abs().argsort(stable=True)[:most].tolist()
+        after = float(found[best[0]])
         if len(best) > 1:
             together = search.mask.clone()
             for index in best:
                 together[open_[index].place] = add
-            after = float(search.runs.values(together[None]).mean())
-        else:
-            after = float(found[best[0]])
+            at_the_end = float(search.runs.values(together[None]).mean())
+            if stop(size, at_the_end):
+                # Not by its size: the metric says that somewhere in this round is the end.
+                best, at_once = best[:1], 1
+            else:
+                after = at_the_end
         size += len(best) if add else -len(best)
         if not add and stop(size, after):
             search.steps += [

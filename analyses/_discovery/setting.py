@@ -248,12 +248,16 @@ def _ablated(
         reference_groups = groups
     if (groups is None) != (reference_groups is None):
         raise ValueError("groups and reference_groups go together: of the examples, of the prompts")
+    of_examples: Sequence[_Key]
+    of_prompts: Sequence[_Key]
     of_examples = _keys(groups, pair.lengths.tolist(), len(pair), "groups")
     of_prompts = _keys(
         reference_groups, of_reference.sum(1).tolist(), len(tokens), "reference_groups"
     )
     if ablation == "mean" and not per_position:
-        of_examples, of_prompts = [""] * len(pair), [""] * len(tokens)
+        # Lengths need not agree then; groups still do.
+        of_examples = [group for _, group in of_examples]
+        of_prompts = [group for _, group in of_prompts]
     for key in of_examples:
         if key not in of_prompts:
             raise ValueError(
@@ -270,6 +274,7 @@ def _ablated(
         found = _run(model, tokens[drawn][:, :width], of_reference[drawn][:, :width])[0]
         return found, told
     keys = sorted(set(of_examples), key=str)
+    told += _smallest(keys, of_prompts, per_position)
     sums = _sums(model, tokens, of_reference, [_place(k, keys) for k in of_prompts], per_position)
     rows = torch.tensor([keys.index(key) for key in of_examples], device=mask.device)
     width = mask.shape[1]
@@ -310,7 +315,7 @@ _Key = tuple[int, str] | str
 
 def _keys(
     groups: Sequence[str] | None, lengths: Sequence[int], n: int, what: str
-) -> Sequence[_Key]:
+) -> Sequence[tuple[int, str]]:
     """What must agree between an example and the prompts that stand in: length, and group."""
     if groups is not None and (isinstance(groups, str) or len(groups) != n):
         raise ValueError(f"{what} has {len(groups)} names for {n} prompts")
@@ -319,8 +324,30 @@ def _keys(
 
 
 def _words(key: _Key) -> str:
-    length, group = key if isinstance(key, tuple) else (0, key)
+    if not isinstance(key, tuple):
+        return f"group {key!r}"
+    length, group = key
     return f"{length} tokens" + (f" and group {group!r}" if group else "")
+
+
+def _smallest(keys: Sequence[_Key], of_prompts: Sequence[_Key], per_position: bool) -> str:
+    """How few prompts a mean is over, in words.
+
+    Raises:
+        ValueError: over one at some position, which is that prompt's run and no mean.
+    """
+    sizes = {key: sum(other == key for other in of_prompts) for key in keys}
+    alone = [key for key in keys if sizes[key] == 1]
+    if alone and per_position:
+        raise ValueError(
+            f"only one reference prompt is of {_words(alone[0])}"
+            + (f" (so for {len(alone)} of {len(keys)} groups)" if len(keys) > 1 else "")
+            + ": a mean over it is its own run, as with ablation 'patch'. Take more prompts, a "
+            "reference of more, prompts of one template, per_position=False, or another ablation"
+        )
+    if len(keys) == 1:
+        return ""
+    return f" in {len(keys)} groups, the smallest of {min(sizes.values())}"
 
 
 def _place(key: _Key, keys: Sequence[_Key]) -> int:

@@ -25,7 +25,7 @@ _UP, _DOWN, _PLAIN = "#d0633c", "#3f86c8", "#808790"
 _FILL = {"head": "#2f6fae", "mlp": "#8a55a8", "input": "#5c6470", "logits": "#5c6470"}
 _ROLES = ("#2f6fae", "#b5502a", "#2b8057", "#8a55a8", "#8a7000", "#b0386a", "#4a7a87", "#6b5fc0")
 _DASH = {"q": "solid", "k": "dash", "v": "dot", "mlp": "solid", "logits": "solid"}
-_WORDS = {"q": "into queries", "k": "into keys", "v": "into values", "": "into MLPs and logits"}
+_WORDS = {"q": "into queries", "k": "into keys", "v": "into values", "mlp": "into MLPs and logits"}
 # Thickness in steps: lines of one thickness and kind are one trace.
 _WIDTHS = (0.8, 1.6, 2.8, 4.5)
 _BENDS = 14  # points of a line
@@ -223,7 +223,7 @@ def _edge_hovers(figure: "go.Figure", circuit: "Circuit", places: Mapping[str, P
 def _legend(figure: "go.Figure", circuit: "Circuit") -> None:
     kinds = {edge.receiver.kind for edge in circuit.edges}
     for kind, words in _WORDS.items():
-        if kind in kinds or (not kind and kinds & {"mlp", "logits"} and not kinds & {"q"}):
+        if kind in kinds or (kind == "mlp" and "logits" in kinds):
             figure.add_scatter(
                 x=[None], y=[None], mode="lines", name=words,
                 line={"color": _PLAIN, "width": 2, "dash": _DASH.get(kind, "solid")},
