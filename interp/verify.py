@@ -9,6 +9,16 @@ r"""Is this checkpoint, on this device and in this dtype, the model that `transf
 4. One row each: the worst error, the tolerance, pass or fail. A check that cannot be run is shown
    with the reason.
 
+**What it cannot tell.** `verify(folder)` reads one folder twice. Where the files themselves are wrong
+(a conversion that swapped heads, transposed a square matrix, wrote another eps, activation or number
+of heads, or mixed up the tokenizer) both sides are wrong alike, and it passes: it checks how a
+checkpoint is read and computed, not that it is the model you trained. That takes a second source.
+While the trained model is in memory, or can be loaded from where it was trained:
+
+    verify(trained_model, model=HookedGPT2.from_pretrained(folder))
+
+compares the two. `Verification.scope`, printed under the table, says which of the two was done.
+
 **Tolerances.** Two correct programs add the same numbers in another order, and each rounds. With
 `eps` the distance from 1 to the next number of the dtype (1.2e-7 in float32, 2.2e-16 in float64)
 and `scale` the largest number of what is compared, results may differ by
@@ -45,7 +55,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from interp import command
-from interp._verify.result import Check, Result, Verification, versions
+from interp._verify.result import SCOPES, Check, Result, Verification, versions
 
 if TYPE_CHECKING or __name__ != "__main__":
     # As a command this file is run under the name __main__, answers --help and wrong options
@@ -74,15 +84,19 @@ def verify(
     Args:
         source: what `HookedGPT2.from_pretrained` takes: a Hub id, a folder, `mini`, or a
             `transformers` model object (left as it is). Or a `HookedGPT2`: the reference then gets
-            its weights, so that reading the checkpoint is all that is not checked.
+            its weights and config, so that where these came from is not checked.
         model: the model to check against `source`; loaded from it when left out. Left as it is.
+            With a trained `transformers` model as `source` and the saved folder loaded as `model`,
+            this tells whether the folder is what was trained. The tokenizer it is compared with is
+            then that of the folder or Hub id which the trained model was loaded from
+            (`config.name_or_path`), if that is on disk.
         device: where both run; that of `model`, else the CPU.
         dtype: what both compute in; that of `model`, else float32.
         revision: branch, tag or commit on the Hub.
         progress: show a bar, on a terminal.
 
     Returns:
-        One row per check.
+        One row per check, and in `scope` what they cannot tell.
 
     Raises:
         ValueError: `model` has another dtype or device than asked for, or functions listen on it.
@@ -103,6 +117,7 @@ def verify(
         dtype=str(bench.model.dtype).removeprefix("torch."),
         rows=rows,
         versions=versions(),
+        scope=SCOPES[bench.scope],
     )
 
 
@@ -187,7 +202,8 @@ def main(
 ) -> int:
     """Check your own checkpoint, device and dtype against transformers.
 
-    Prints each check with its worst error and its tolerance. The status is 0 when all pass, 1 when
+    Prints each check with its worst error and its tolerance. Both sides read SOURCE: that it is the
+    model you trained is another question, which the last line says how to ask. The status is 0 when all pass, 1 when
     one fails, 2 when the input is wrong.
     """
     command.check_outputs(html=None, csv=None, json=json_path)

@@ -1,6 +1,7 @@
 """A check of one's own checkpoint: it passes what is right and finds each fault where it is."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -34,13 +35,30 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "upcast": dict(reorder_and_upcast_attn=True, scale_attn_by_inverse_layer_idx=True),
     "eos within": dict(eos_token_id=3, activation_function="quick_gelu"),
 }
+POSITIONS = benches._POSITIONS
 HALF_ONLY = {"half precision"}
 IN_MEMORY = {"token ids", "text of ids"}
 
 
 @pytest.fixture
-def reference(reference_model) -> Callable[..., Any]:
-    """A shared `transformers` model of `SMALL` and changes."""
+def few_positions(monkeypatch) -> None:
+    """Four prompts at the full length are enough, but for the averages of half precision."""
+    monkeypatch.setattr(benches, "_POSITIONS", 4 * SMALL["n_positions"])
+
+
+@pytest.fixture
+def many_positions(few_positions, monkeypatch) -> None:
+    """As users have it."""
+    monkeypatch.setattr(benches, "_POSITIONS", POSITIONS)
+
+
+@pytest.fixture
+def reference(reference_model, unchecked, few_positions) -> Callable[..., Any]:
+    """A shared `transformers` model of `SMALL` and changes.
+
+    Annotations are unchecked, as users have it: checking them takes most of a verification's time,
+    and the tests of folders and of mini do it.
+    """
 
     def build(**changes: Any) -> Any:
         return reference_model(SMALL | changes)
@@ -70,7 +88,7 @@ def test_every_variant_passes(reference, variant, dtype):
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("variant", ["plain", "context of 8", "untied, relu, n_inner"])
-def test_half_precision_passes(reference, variant, dtype):
+def test_half_precision_passes(reference, many_positions, variant, dtype):
     found = verify(reference(**VARIANTS[variant]), dtype=dtype)
     assert found.passed, found
     assert names(found.not_run) == IN_MEMORY | {"attention patterns"}
@@ -101,9 +119,10 @@ def test_a_model_in_memory_lends_its_weights_to_the_reference(reference):
         assert found.passed, found
         assert "no checkpoint" in found["weights"].note
         assert found["logits, some tokens"].error < 1e-12
+        assert found.scope.startswith("The reference has the config and weights of the model")
 
 
-def test_what_is_handed_over_stays_as_it_is(reference_model):
+def test_what_is_handed_over_stays_as_it_is(reference_model, unchecked):
     theirs = reference_model(SMALL, seed=3)
     theirs.train()
     theirs.transformer.h[0].attn.requires_grad_(True)
@@ -231,7 +250,7 @@ def test_weights_left_over_or_missing(reference):
     assert "we have" in found["weights"].note and found["weights"].result == "FAIL"
 
 
-def test_coarse_half_precision(reference, monkeypatch):
+def test_coarse_half_precision(reference, many_positions, monkeypatch):
     """A model that rounds once more than it must: too little for the other tolerances."""
     real = HookedGPT2.unembed
 
@@ -292,6 +311,7 @@ def test_a_cache_that_mixes_up(reference, monkeypatch):
     "point", ["hook_embed", "blocks.1.attn.hook_z", "blocks.0.hook_q_input", "ln_final.hook_scale"]
 )
 def test_a_dead_point(reference, monkeypatch, point):
+    from interp._verify import inside
     from hooks.scope import Tap
 
     real = Tap.__call__
@@ -301,10 +321,21 @@ def test_a_dead_point(reference, monkeypatch, point):
         return value if self._prefix + name == point else answer
 
     monkeypatch.setattr(Tap, "__call__", deaf)
+    with torch.no_grad():
+        bench = benches.prepare(reference(), None, None, None, None)
+        found = inside.replaced_by_other(bench)
+    assert f"1 of 50 points are dead: {point}" in found.note
+    assert (
+        found.at_least and found.error == found.tolerance == 0
+    )  # which fails, as the next test has
+
+
+def test_all_points_dead(reference, monkeypatch):
+    from hooks.scope import Tap
+
+    monkeypatch.setattr(Tap, "__call__", lambda self, name, value: value)
     found = verify(reference())
     assert "points replaced by others" in names(found.failed)
-    assert f"1 of 50 points are dead: {point}" in found["points replaced by others"].note
-    assert found["points replaced by others"].error == 0
 
 
 def test_a_point_that_changes_what_passes(reference, monkeypatch):
@@ -421,14 +452,14 @@ def test_weights_that_change_meanwhile(reference, monkeypatch):
     assert found["weights left"].note == "changed: attn.c_proj.bias"
 
 
-def test_a_tokenizer_that_differs(mini, monkeypatch):
+def test_a_tokenizer_that_differs(saved, monkeypatch, unchecked):
     real = Tokenizer.to_tokens
 
     def lower(self: Tokenizer, text: Any, *args: Any, **kwargs: Any) -> Any:
         return real(self, text.lower(), *args, **kwargs)
 
     monkeypatch.setattr(Tokenizer, "to_tokens", lower)
-    found = verify("mini")
+    found = verify(saved)
     assert names(found.failed) == {"token ids", "text of ids"}
     assert "differs: 'When Mary" in found["token ids"].note
 
@@ -470,7 +501,7 @@ def test_nearly_tied_tokens_may_differ():
 
 
 @pytest.fixture
-def saved(reference_model, tmp_path):
+def saved(reference_model, tmp_path, few_positions):
     """A folder that `transformers` saved after a step of training, with mini's tokenizer."""
     import copy
 
@@ -501,6 +532,91 @@ def test_a_fine_tuned_folder(saved, kind):
     assert str(saved) in found.reference
 
 
+# ------------------------------------------------------------------ folders broken on disk
+
+
+def _weights(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _heads_swapped(folder: Path) -> None:
+    def swap(weights: dict[str, torch.Tensor]) -> None:
+        for name in ("transformer.h.1.attn.c_attn.weight", "transformer.h.1.attn.c_attn.bias"):
+            heads = weights[name].unflatten(-1, (3, SMALL["n_head"], -1))
+            heads[..., [0, 1], :] = heads[..., [1, 0], :].clone()
+
+    _weights(folder, swap)
+
+
+def _transposed(folder: Path) -> None:
+    name = "transformer.h.0.attn.c_proj.weight"
+    _weights(folder, lambda weights: weights.update({name: weights[name].T.contiguous()}))
+
+
+def _config(**changes: Any) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        file = folder / "config.json"
+        file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+    return change
+
+
+def _ids_swapped(folder: Path) -> None:
+    text = (folder / "tokenizer.json").read_text()
+    data = json.loads(text)
+    vocabulary = data["model"]["vocab"]
+    vocabulary["Ġto"], vocabulary["Ġthe"] = vocabulary["Ġthe"], vocabulary["Ġto"]
+    (folder / "tokenizer.json").write_text(json.dumps(data))
+
+
+BROKEN: dict[str, tuple[Callable[[Path], None], set[str], set[str]]] = {
+    # what is done to the folder, checks that must fail, checks that cannot see it
+    "heads swapped": (_heads_swapped, {"weights", "logits, full context"}, {"token ids"}),
+    "transposed": (_transposed, {"weights", "logits, full context"}, {"token ids"}),
+    "eps": (_config(layer_norm_epsilon=1e-2), {"logits, full context", "loss"}, {"weights"}),
+    "relu": (_config(activation_function="relu"), {"logits, full context", "loss"}, {"weights"}),
+    "heads": (_config(n_head=6), {"logits, full context", "attention patterns"}, {"weights"}),
+    "unscaled": (_config(scale_attn_weights=False), {"logits, full context"}, {"weights"}),
+    "ids swapped": (_ids_swapped, {"token ids"}, {"weights", "logits, full context"}),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_folder_passes_alone_and_fails_against_what_was_trained(
+    saved, tmp_path_factory, kind, unchecked
+):
+    from transformers import GPT2LMHeadModel
+
+    trained = GPT2LMHeadModel.from_pretrained(saved)
+    folder = tmp_path_factory.mktemp("broken") / "model"
+    shutil.copytree(saved, folder)
+    change, must_fail, cannot_see = BROKEN[kind]
+    change(folder)
+
+    alone = verify(folder)
+    assert alone.passed, alone
+    assert "not that they are the ones you trained" in alone.scope
+    assert "verify(trained_model, model=HookedGPT2.from_pretrained(folder))" in alone.scope
+
+    found = verify(trained, model=HookedGPT2.from_pretrained(folder))
+    assert must_fail <= names(found.failed)
+    assert not cannot_see & names(found.failed)
+    assert "the ones you trained" not in found.scope and "number by number" in found.scope
+
+
+def test_the_right_folder_passes_against_what_was_trained(saved, unchecked):
+    from transformers import GPT2LMHeadModel
+
+    trained = GPT2LMHeadModel.from_pretrained(saved)
+    found = verify(trained, model=HookedGPT2.from_pretrained(saved))
+    assert found.passed, found
+    assert names(found.not_run) == HALF_ONLY
+
+
 def test_a_layout_that_only_we_read(reference, tmp_path):
     from safetensors.torch import save_file
 
@@ -510,6 +626,7 @@ def test_a_layout_that_only_we_read(reference, tmp_path):
     found = verify(tmp_path)
     assert found.passed, found
     assert "transformers" in found["weights"].note
+    assert found.scope.startswith("The reference has the config and weights of the model")
     assert names(found.not_run) == HALF_ONLY | IN_MEMORY | {"weights"}
 
 
@@ -527,13 +644,15 @@ def test_result(reference):
     assert data["passed"] and len(data["checks"]) == len(found.rows)
     assert data["versions"]["torch"] == torch.__version__
     assert "26 checks passed, 0 failed, 3 not run" in repr(found)
+    assert data["scope"] == found.scope and found.scope in repr(found)
+    assert found.scope.startswith("Config, weights and tokenizer are those of SOURCE on both sides")
     with pytest.raises(KeyError, match="Did you mean 'weights'"):
         found["weight"]
     with pytest.raises(AttributeError):
         found.device = "cuda"  # type: ignore[misc]
 
 
-def test_bad_arguments(reference, unchecked):
+def test_bad_arguments(reference):
     model = HookedGPT2.from_pretrained(reference())
     with pytest.raises(ValueError, match=r"dtype=float64, but the model is torch\.float32"):
         verify(model, dtype="float64")
@@ -567,13 +686,16 @@ def test_command(saved, tmp_path):
     assert run.returncode == 0, run.stdout + run.stderr
     lines = run.stdout.splitlines()
     assert lines[0] == f"model: {saved} (as asked)"
-    assert "28 checks passed, 0 failed, 1 not run" in lines[-1]
+    assert "28 checks passed, 0 failed, 1 not run" in lines[-2]
+    assert "not that they are the ones you trained" in lines[-1]
     assert run.stderr == ""
     data = json.loads(out.read_text())
     assert data["passed"] and data["call"].endswith(f"--json {out}")
+    assert lines[-1] == data["scope"]
+    assert {row["result"] for row in data["checks"]} == {"pass", "not run"}
 
 
-def test_a_failed_check_is_the_status(saved, monkeypatch, capsys):
+def test_a_failed_check_is_the_status(saved, monkeypatch, capsys, tmp_path, unchecked):
     from interp import command as commands
     from interp.verify import main
 
@@ -587,6 +709,11 @@ def test_a_failed_check_is_the_status(saved, monkeypatch, capsys):
     failed = {row["check"] for row in data["checks"] if row["result"] == "FAIL"}
     assert "logits, one token" in failed
     assert f"{len(failed)} failed" in " ".join(err.split())
+    out_file = tmp_path / "failed.json"  # the same into a file, and the table stays on stdout
+    assert commands.status(main, "verify", [str(saved), "--json", str(out_file)], on_error=2) == 1
+    written = json.loads(out_file.read_text())
+    assert written["checks"] == data["checks"] and written["scope"] == data["scope"]
+    assert written["scope"] in capsys.readouterr().out
 
 
 def test_wrong_input_has_another_status(tmp_path, capsys, monkeypatch):

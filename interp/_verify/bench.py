@@ -66,6 +66,7 @@ class Bench:
         folder: of the checkpoint's tokenizer, if it has one.
         is_checkpoint: whether the reference got its weights without our help.
         why_not: if it did not, why.
+        scope: what both sides have in common, a key of `result.SCOPES`.
         exact: of a half-precision pair, the reference's logits in float32 at the full length.
     """
 
@@ -75,6 +76,7 @@ class Bench:
     folder: Path | None
     is_checkpoint: bool
     why_not: str = ""
+    scope: str = "one source"
     exact: Tensor | None = field(default=None, repr=False)
 
     @property
@@ -208,10 +210,11 @@ def prepare(
     Raises:
         as `HookedGPT2.from_pretrained`; ValueError: arguments that contradict each other.
     """
+    scope = "one source" if model is None else "two sources"
     if isinstance(source, HookedGPT2):
         if model is not None:
             raise ValueError("source is a HookedGPT2 already: model= goes with another source")
-        model = source
+        model, scope = source, "lent"
     if model is not None:
         _check_same(model, device, dtype)
         listening = [n for n, p in model.hook_dict.items() if p.fwd_hooks or p.bwd_hooks]
@@ -224,7 +227,10 @@ def prepare(
         model = HookedGPT2.from_pretrained(
             source, device="cpu" if device is None else device, dtype=dtype, revision=revision
         )
-    return _paired(source, model, revision)
+    bench = _paired(source, model, revision)
+    # Also where the checkpoint is in a layout that only we read.
+    bench.scope = scope if bench.is_checkpoint else "lent"
+    return bench
 
 
 def _check_same(

@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 Result = Literal["pass", "FAIL", "not run"]
+_TRAINED = "verify(trained_model, model=HookedGPT2.from_pretrained(folder))"
+# What a verification does not tell, by where the two sides came from.
+SCOPES = {
+    "one source": "Config, weights and tokenizer are those of SOURCE on both sides: this checks how "
+    "they are read and computed, not that they are the ones you trained. To check a saved model "
+    f"against the one in memory: {_TRAINED}.",
+    "lent": "The reference has the config and weights of the model handed over: this checks how they "
+    "are computed, not that they are the ones you trained. To check a saved model against the one "
+    f"in memory: {_TRAINED}.",
+    "two sources": "The model handed over was checked against SOURCE: weights number by number, "
+    "config and tokenizer by what comes of them. What SOURCE itself has wrong is not seen.",
+}
 _COLOURS = {"pass": "green", "FAIL": "bold red", "not run": "dim"}
 
 
@@ -65,6 +77,7 @@ class Verification:
         device, dtype: where and in what both were computed.
         rows: the checks, in the order in which they are described in `interp.verify`.
         versions: of Python and the packages that matter.
+        scope: in a sentence, what the two sides have in common, which is therefore not checked.
     """
 
     model: str
@@ -73,6 +86,7 @@ class Verification:
     dtype: str
     rows: tuple[Check, ...]
     versions: Mapping[str, str]
+    scope: str
 
     @property
     def passed(self) -> bool:
@@ -105,6 +119,7 @@ class Verification:
     def __repr__(self) -> str:
         lines = [f"Verification({self.summary()})"]
         lines += [f"  {row.result}: {row.name} ({row.note})" for row in (*self.failed,)]
+        lines.append(f"  {self.scope}")
         return "\n".join(lines)
 
     def summary(self) -> str:
@@ -132,19 +147,21 @@ class Verification:
             "device": self.device,
             "dtype": self.dtype,
             "passed": self.passed,
+            "scope": self.scope,
             "checks": [row.to_dict() for row in self.rows],
             "versions": dict(self.versions),
         }
 
     def table(self) -> None:
-        """Print the table: check, worst error, tolerance, pass or fail."""
+        """Print the table: check, worst error, tolerance, pass or fail; and what it cannot tell."""
         self.show(console())
 
     def show(self, to: Console) -> None:
-        """Print the table there."""
+        """Print the table there, the summary, and `scope`."""
         to.print(_table(self))
         to.print()
         to.print(self.summary(), style="bold red" if self.failed else "bold", soft_wrap=True)
+        to.print(self.scope, style="dim", soft_wrap=True, highlight=False, markup=False)
 
 
 def versions() -> dict[str, str]:
