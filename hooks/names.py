@@ -184,9 +184,14 @@ def _unknown(name: str, names: Sequence[str]) -> str:
             f"there are {n_layers} layers, 0 to {n_layers - 1}."
         )
     ending = f"hook_{ALIASES.get(name, name).removeprefix('hook_')}"
-    if any(n.rsplit(".", 1)[-1] == ending for n in names):
+    found = [n.split(".") for n in names if n.rsplit(".", 1)[-1] == ending]
+    if found:
+        # A block has two of some: `blocks.0.ln1.hook_scale`, `blocks.0.ln2.hook_scale`.
+        parts = [n[2] for n in found if n[:2] == ["blocks", "0"]]
+        short = [(name, 0)] if len(parts) < 2 else [(name, 0, part) for part in parts]
         return (
-            f"there is no hook point {name!r} without a layer: that of layer 0 is {(name, 0)!r}, "
+            f"there is no hook point {name!r} without a layer: that of layer 0 is "
+            f"{' or '.join(map(repr, short))}, "
             f"those of all layers are '*{ending}'."
         )
     return f"there is no hook point {name!r}.{nearest(name, names)}"

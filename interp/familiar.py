@@ -47,6 +47,8 @@ _ELSEWHERE = {
     "get_caching_hooks": "run_with_cache, or generate(record=...)",
     "cache_some": "run_with_cache(names_filter=...)",
     "cache_all": "run_with_cache",
+    "hook_embed": 'it goes by name, as in cache["hook_embed"] or hook_dict["hook_embed"]',
+    "hook_pos_embed": 'it goes by name, as in cache["hook_pos_embed"]',
     "pos_embed": "the weights are model.W_pos, what it gives is at hook_pos_embed",
     "fold_layer_norm": "model.processed(fold_ln=True)",
     "center_writing_weights": "model.processed(center_writing_weights=True)",

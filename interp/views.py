@@ -6,7 +6,7 @@ model has no unembedding bias, as GPT-2 has none: it is zeros then.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import overload
+from typing import Any, overload
 
 import torch
 from jaxtyping import Float
@@ -16,8 +16,22 @@ from interp.composition import Circuits, composed, later_composition_scores
 from interp.model import GPT2
 
 
+class _Weights:
+    """Says where what is looked for on a block is."""
+
+    def __getattr__(self, name: str) -> Any:
+        what = f"{type(self).__name__} has no {name!r}"
+        if name.startswith("hook_"):
+            what += (
+                ": blocks hold weights alone. Hook points go by name, as in "
+                'run_with_hooks(fwd_hooks=[("blocks.0.attn.hook_z", fn)]), cache["z", 0], or '
+                'model.hook_dict["blocks.0.attn.hook_z"]'
+            )
+        raise AttributeError(what)
+
+
 @dataclass(frozen=True)
-class AttentionWeights(Circuits):
+class AttentionWeights(Circuits, _Weights):
     """One block's attention, `x @ W + b` per head."""
 
     W_Q: Float[Tensor, "head d_model d_head"]
@@ -31,7 +45,7 @@ class AttentionWeights(Circuits):
 
 
 @dataclass(frozen=True)
-class MLPWeights:
+class MLPWeights(_Weights):
     """One block's MLP: neuron i reads `W_in[:, i]` and writes `W_out[i]`."""
 
     W_in: Float[Tensor, "d_model d_mlp"]
@@ -41,7 +55,7 @@ class MLPWeights:
 
 
 @dataclass(frozen=True)
-class LayerNormWeights:
+class LayerNormWeights(_Weights):
     """A layer norm's gain and shift."""
 
     w: Float[Tensor, "d_model"]
@@ -49,7 +63,7 @@ class LayerNormWeights:
 
 
 @dataclass(frozen=True)
-class Block:
+class Block(_Weights):
     """The weights of one block."""
 
     ln1: LayerNormWeights

@@ -105,6 +105,15 @@ def test_names_of_points():
         get_act_name("kk", 1)
 
 
+def test_hook_points_are_not_on_blocks(model):
+    block = model.blocks[0]
+    for holder, name in (block, "hook_resid_pre"), (block.attn, "hook_z"), (block.mlp, "hook_post"):
+        with pytest.raises(AttributeError, match=rf"no '{name}': .*model\.hook_dict"):
+            getattr(holder, name)
+    with pytest.raises(AttributeError, match=r"LayerNormWeights has no 'weight'$"):
+        getattr(block.ln1, "weight")  # noqa: B009
+
+
 @pytest.mark.parametrize("name", familiar._ELSEWHERE)
 def test_a_missing_name_of_the_model_says_what_to_use(model, name):
     with pytest.raises(AttributeError, match=f"no '{name}'; instead: "):

@@ -56,6 +56,7 @@ def test_short_forms(short, full):
             "'z' without a layer: that of layer 0 is ('z', 0), those of all layers are '*hook_z'",
         ),
         ("hook_pattern", "those of all layers are '*hook_pattern'"),
+        ("scale", "that of layer 0 is ('scale', 0, 'ln1') or ('scale', 0, 'ln2'), those of all"),
     ],
 )
 def test_unknown_names_are_told_apart(name, told):

@@ -17,6 +17,7 @@ _WHAT = {
     "noising": "corrupted activations put into the clean run: 0 means that this place alone takes "
     "the clean answer away, 1 that it does nothing",
 }
+_BEYOND = "Far beyond 0 and 1 is what carries an answer, or its rival, that the other prompts lack."
 
 
 # ------------------------------------------------------------------ the page
@@ -27,7 +28,7 @@ def page(result: "ActivationPatching", top_k: int = 10) -> report.Page:
     page = report.Page(
         f"Activation patching: {result.provenance.model}",
         f"{result.direction.capitalize()}: {_WHAT[result.direction]}. Colours show how far the "
-        "numbers shown are from those without a patch: red above, blue below.",
+        "numbers shown are from those without a patch: red above, blue below. " + _BEYOND,
     )
     add_prompts(page, result.pair)
     page.text(f"{effects_views.summary(next(iter(result.views.values())))}.")
@@ -44,4 +45,5 @@ def page(result: "ActivationPatching", top_k: int = 10) -> report.Page:
 def show(result: "ActivationPatching", console: "Console", top_k: int) -> None:
     """Print the prompts, and every view as a grid or a table of the strongest."""
     console.print(f"{result.direction}: {_WHAT[result.direction]}", soft_wrap=True)
+    console.print(_BEYOND, soft_wrap=True)
     show_views(result.pair, result.views, console, top_k)
