@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from analyses import report
+from analyses._discovery import names
 from analyses._views import circuit_graph
 from analyses.circuit_discovery import (
     Circuit,
@@ -227,6 +228,12 @@ def test_a_failed_save_loses_nothing(tmp_path: Path) -> None:
         ({"format": "x"}, "is no file of a circuit"),
         ({"version": 2}, "is of version 2; this package reads version 1"),
         ({"kind": "paths"}, "kind is 'paths', expected 'edges' or 'nodes'"),
+        ({"version": True}, "is of version True"),
+        ({"n_layers": 0}, "'n_layers' is 0, expected 1 to 1024"),
+        ({"n_layers": -1}, "'n_layers' is -1, expected 1 to 1024"),
+        ({"n_heads": 10**9}, "'n_heads' is 1000000000, expected 1 to 1024"),
+        ({"n_layers": 1000, "n_heads": 1000}, "1000 layers of 1000 heads are more than"),
+        ({"edges": [["0.0", "logits", "0.5"]]}, "'score' in row 0 of 'edges' is '0.5'"),
         ({"n_heads": "2"}, "'n_heads' is '2', expected int"),
         ({"edges": [["0.0", "logits"]]}, "'edges' is no list of rows of 3"),
         ({"edges": [["0.9", "logits", None]]}, "unknown sender '0.9'"),
@@ -241,9 +248,49 @@ def test_files_that_hold_no_such_circuit(
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with pytest.raises(ValueError, match=re.escape(message)):
         load_circuit(path, SHAPE)
-    path.write_text("{")
-    with pytest.raises(ValueError, match="no JSON file of a circuit"):
+    for text in ("{", "[" * 100_000):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="no JSON file of a circuit"):
+            load_circuit(path)
+    with pytest.raises(ValueError, match="is a folder"):
+        FULL.save(tmp_path)
+    with pytest.raises(ValueError, match="is a folder"):
+        FULL.save(".")
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        (["1.0", True, None, None], "'pos' in row 1 of 'nodes' is True, expected a position's"),
+        (["1.0", 1.5, None, None], "'pos' in row 1 of 'nodes' is 1.5"),
+        (["1.0", "", None, None], "'pos' in row 1 of 'nodes' is ''"),
+        (["1.0", None, ["late"], None], "'role' in row 1 of 'nodes' is ['late'], expected a word"),
+        (["1.0", None, 3, None], "'role' in row 1 of 'nodes' is 3"),
+        (["1.0", None, None, math.nan], "'score' in row 1 of 'nodes' is nan, expected a finite"),
+        (["1.0", None, None, True], "'score' in row 1 of 'nodes' is True"),
+        (["1.0", None, None, "0.5"], "'score' in row 1 of 'nodes' is '0.5'"),
+        ([None, None, None, 0.5], "'node' in row 1 of 'nodes' is None, expected a name"),
+        (["0.0", None, "other", 0.5], "0.0 is named twice"),
+    ],
+)
+def test_damaged_rows_are_named(tmp_path: Path, row: list[Any], message: str) -> None:
+    path = tmp_path / "circuit.json"
+    NodeCircuit.of(SHAPE, ["0.0"]).save(path)
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps(data | {"nodes": [*data["nodes"], row]}))
+    with pytest.raises(ValueError, match=re.escape(message)) as caught:
         load_circuit(path)
+    assert str(path) in str(caught.value)
+
+
+def test_names_are_made_once_for_a_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, asked = tmp_path / "circuit.json", []
+    shape = Shape(3, 5)
+    Circuit.full(shape).save(path)
+    made = names.senders
+    monkeypatch.setattr(names, "senders", lambda *at: asked.append(at) or made(*at))
+    assert load_circuit(path) == Circuit.full(shape)
+    assert len(asked) < 5
 
 
 # ------------------------------------------------------------------ looks

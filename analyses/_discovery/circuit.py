@@ -34,13 +34,14 @@ def load_circuit(path: str | PathLike[str], model: AnyShape | None = None) -> An
             rows = [(sender, receiver) for sender, receiver, _ in data["edges"]]
             scores = {(s, r): score for s, r, score in data["edges"] if score is not None}
             return replace(Circuit.of(shape, rows, scores=scores, **common), model=data["model"])
-        nodes = {
-            parse_node(name, shape)._replace(pos=pos): (role, score)
+        rows = [
+            (parse_node(name, shape)._replace(pos=pos), role, score)
             for name, pos, role, score in data["nodes"]
-        }
+        ]
+        nodes = {node: (role, score) for node, role, score in rows}
         found = NodeCircuit.of(
             shape,
-            list(nodes),
+            [node for node, _, _ in rows],
             kept=data["kept"],
             scores={n: score for n, (_, score) in nodes.items() if score is not None},
             **common,

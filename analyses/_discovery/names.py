@@ -1,7 +1,8 @@
 """Names of edges and nodes: from text to values, or a clear error."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from typing import NamedTuple
 
 from analyses._edges import Part, receivers, senders, senders_before
@@ -119,11 +120,11 @@ def parse_part(text: str, shape: Shape, what: str) -> Part:
     """
     if not isinstance(text, str):
         raise TypeError(f"a {what} is a name such as '0.mlp', not {text!r}")
-    parts = shape.senders if what == "sender" else shape.receivers
-    by_name = {str(part): part for part in parts}
+    by_name = _by_name(shape, what)
     name = text.strip()
     if name in by_name:
         return by_name[name]
+    parts = tuple(by_name.values())
     known = (str(parts[0]), str(parts[1]), "...", str(parts[-1]))
     hint = unknown(what, name, tuple(by_name)).split(" (known:")[0]
     found = re.match(r"(\d+)\.(\d+)?", name)
@@ -134,6 +135,13 @@ def parse_part(text: str, shape: Shape, what: str) -> Part:
     elif what == "receiver" and re.fullmatch(r"\d+\.\d+", name):
         hint = f"unknown receiver {name!r}: say which of {name}.q, {name}.k and {name}.v it is"
     raise ValueError(f"{hint} (there are {shape}: {', '.join(known)})")
+
+
+# A circuit has thousands of names, of one or two models.
+@lru_cache(maxsize=16)
+def _by_name(shape: Shape, what: str) -> Mapping[str, Part]:
+    parts = shape.senders if what == "sender" else shape.receivers
+    return {str(part): part for part in parts}
 
 
 def parse_edge(given: AnyEdge, shape: Shape) -> Edge:
