@@ -53,6 +53,7 @@ if TYPE_CHECKING or __name__ != "__main__":
     from analyses._circuits.eigenvalues import HeadEigenvalues, head_eigenvalues
     from analyses._circuits.neurons import NeuronDirections, neuron_directions
     from analyses._circuits.result import WeightResult
+    from analyses._circuits.source import EMBEDDINGS
     from analyses._circuits.tokens import (
         TokenCircuit,
         full_circuit,
@@ -61,6 +62,7 @@ if TYPE_CHECKING or __name__ != "__main__":
     )
     from analyses._circuits.virtual import VirtualWeights, virtual_head, virtual_weights
     from interp import AttentionLayers, FactoredMatrix
+    from interp.attention_layers import HeadsUnknown
 
 __all__ = [
     "AttentionLayers",
@@ -92,6 +94,9 @@ QUESTIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "neurons": (("layer", "neurons"), ("layer",)),
     "virtual": (("writer", "reader"), ("writer", "reader")),
 }
+
+# So many pairs of heads, heads or connections are listed where nothing else is said.
+_USUAL = 10
 
 # ------------------------------------------------------------------ the command line
 
@@ -199,13 +204,15 @@ def main(
         ),
     ] = None,
     top_k: Annotated[
-        int,
+        int | None,
         typer.Option(
             help="How many to list: pairs of heads, heads, tokens, directions, neurons (of chosen "
-            "neurons: tokens), connections.",
+            "neurons: tokens), connections. Left out: 10 (tokens: 8), or all where there are "
+            "fewer.",
             metavar="N",
+            show_default=False,
         ),
-    ] = 10,
+    ] = None,
     device: cli.Device = "cpu",
     dtype: cli.Dtype = "float32",
     html: cli.Html = None,
@@ -257,7 +264,7 @@ def main(
     if attention is None and (html or json_path):
         found = found.hashed(weights, call)
     listed = isinstance(found, own.Composition | own.HeadEigenvalues)
-    view = found.view(top_k) if listed else found.view()
+    view = found.view(top_k or _USUAL) if listed else found.view()
     cli.write_outputs(
         console,
         html=html,
@@ -271,23 +278,35 @@ def main(
 
 
 def attention_weights(path: str, n_heads: int | None, device: str, dtype: str) -> AttentionLayers:
-    """Attention weights as the command line names them; see `AttentionLayers.from_folder`."""
-    return AttentionLayers.from_folder(path, n_heads, device=device, dtype=dtype)
+    """Attention weights as the command line names them; see `AttentionLayers.from_folder`.
+
+    Raises:
+        CommandError: nothing says how many heads a layer has. Others: as that.
+    """
+    try:
+        return AttentionLayers.from_folder(path, n_heads, device=device, dtype=dtype)
+    except HeadsUnknown as error:
+        raise cli.CommandError(f"{error.why}: give --n-heads") from None
 
 
-def answer(weights: Any, what: str, given: dict[str, Any], top_k: int) -> WeightResult:
+def answer(weights: Any, what: str, given: dict[str, Any], top_k: int | None) -> WeightResult:
     """The result of one question of the command line.
 
     Args:
         weights: a model or attention weights.
         what: one of `QUESTIONS`.
         given: the options of it that were given, by name.
-        top_k: how many to list.
+        top_k: how many to list; None: the usual number, or all where there are fewer.
 
     Raises:
         ValueError, IndexError, TypeError: as the function of the question.
     """
     matrix, embedding = given.get("matrix", "OV"), given.get("embedding")
+    if what == "copying" and embedding in EMBEDDINGS and isinstance(weights, AttentionLayers):
+        raise cli.CommandError(
+            f"--embedding {embedding} needs embeddings, which --attention does not read: give "
+            "--embedding residual, or --model"
+        )
     head, layer = given.get("head"), given.get("layer")
     if what == "singular":
         place = layer if matrix in ("W_in", "W_out") else head
@@ -313,12 +332,14 @@ def answer(weights: Any, what: str, given: dict[str, Any], top_k: int) -> Weight
             if given.get("neurons") is None
             else neuron_directions(weights, layer or 0, given["neurons"], top_k=top_k)
         ),
-        "virtual": lambda: virtual_weights(weights, given["writer"], given["reader"], top_k=top_k),
+        "virtual": lambda: virtual_weights(
+            weights, given["writer"], given["reader"], top_k=top_k or _USUAL
+        ),
     }
     return answers[what]()
 
 
-def _check_options(what: str, options: dict[str, Any], top_k: int) -> None:
+def _check_options(what: str, options: dict[str, Any], top_k: int | None) -> None:
     if what not in QUESTIONS:
         raise cli.CommandError(unknown("question", what, tuple(QUESTIONS)))
     takes, needs = QUESTIONS[what]
@@ -328,7 +349,7 @@ def _check_options(what: str, options: dict[str, Any], top_k: int) -> None:
             raise cli.CommandError(f"--{name} is not of {what}: it goes with {', '.join(fit)}")
         if value is None and name in needs:
             raise cli.CommandError(f"{what} needs --{name}")
-    if top_k < 1:
+    if top_k is not None and top_k < 1:
         raise cli.CommandError(f"--top-k is {top_k}: expected at least 1")
 
 

@@ -5,8 +5,9 @@ somewhere else altogether.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from itertools import islice
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,22 @@ from interp.weights import (
 
 _OF_LAYER = re.compile(r"h\.(\d+)\.(attn\.\w+\.\w+)")
 _QKV, _OUT = "attn.c_attn.weight", "attn.c_proj.weight"
+# A layer whose number has more digits than this is no layer, and would take long to count up to.
+_MOST_DIGITS = 9
+_SHOWN = 5
+
+
+class HeadsUnknown(ValueError):
+    """Nobody said how many heads a layer has.
+
+    Attributes:
+        why: where it was looked for.
+    """
+
+    def __init__(self, why: str) -> None:
+        """Say where it was looked for, and what would help."""
+        super().__init__(f"{why}: give n_heads")
+        self.why = why
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -116,6 +133,7 @@ class AttentionLayers(Circuits):
             WeightsError: no attention weights, a layer that is missing, names among them that do
                 not belong there, other shapes.
             ValueError: heads that the width cannot be divided into; no such device or dtype.
+            TypeError: `n_heads` is no whole number.
         """
         for key, value in state_dict.items():
             check_tensor(key, value, "the state dict")
@@ -142,21 +160,24 @@ class AttentionLayers(Circuits):
         Raises:
             SourceError: no such folder or file, or no weights in it.
             WeightsError: a damaged file, or as `from_state_dict`.
-            ValueError: n_heads is not said anywhere, or as `from_state_dict`.
+            HeadsUnknown: n_heads is not said anywhere; it is a ValueError.
+            ValueError, TypeError: as `from_state_dict`.
         """
         path = Path(path)
         files = (path,) if path.is_file() else weight_files(path)
         config = files[0].parent / "config.json"
         if n_heads is None:
             if not config.is_file():
-                raise ValueError(
+                raise HeadsUnknown(
                     f"there is no {config.name} beside {files[0].name} to say how many heads a "
-                    "layer has: give n_heads"
+                    "layer has"
                 )
             about = read_json(config)
             n_heads = about.get("n_head", about.get("num_attention_heads"))
-            if not isinstance(n_heads, int):
-                raise ValueError(f"{config} does not say n_head: give n_heads")
+            if n_heads is None:
+                raise HeadsUnknown(f"{config} does not say n_head")
+            if isinstance(n_heads, bool) or not isinstance(n_heads, int):
+                raise HeadsUnknown(f"n_head in {config} is a whole number, not {n_heads!r}")
         with opened(files) as reader:
             return cls._read(reader, n_heads, device, dtype, str(path))
 
@@ -171,18 +192,14 @@ class AttentionLayers(Circuits):
         name: str,
     ) -> "AttentionLayers":
         device, dtype = parse_device(device), parse_dtype(dtype)
-        found, n_layers, stacked = _attention(reader)
-        qkv = found.get(_QKV if stacked else f"h.0.{_QKV}")
-        if qkv is None:
-            raise WeightsError(
-                f"{reader.where} has no attention weights: expected h.0.{_QKV} and so on, found "
-                f"{', '.join(list(reader.shapes)[:6]) or 'nothing'}"
-            )
-        shape = reader.shapes[qkv][1:] if stacked else reader.shapes[qkv]
+        if isinstance(n_heads, bool) or not isinstance(n_heads, int):
+            raise TypeError(f"n_heads is a whole number, not {n_heads!r}.")
+        found, n_layers, stacked, sized = _attention(reader)
+        shape = reader.shapes[sized][1:] if stacked else reader.shapes[sized]
         d_model = min(shape, default=0)
-        if isinstance(n_heads, bool) or n_heads < 1 or not d_model or d_model % n_heads:
+        if n_heads < 1 or not d_model or d_model % n_heads:
             raise ValueError(
-                f"n_heads={n_heads} does not divide the width {d_model} of {qkv} evenly"
+                f"n_heads={n_heads} does not divide the width {d_model} of {sized} evenly"
             )
         # Hugging Face's layout is input by output; that of Linear layers the other way round.
         linear = not stacked and shape == (3 * d_model, d_model)
@@ -195,7 +212,14 @@ class AttentionLayers(Circuits):
             else:
                 for layer in range(n_layers):
                     expected[f"h.{layer}.{what}"] = (what, layer, of_layer)
-        check_fit(expected, found, reader.shapes, reader.where)
+        try:
+            check_fit(expected, found, reader.shapes, reader.where)
+        except WeightsError as error:
+            # Sizes follow from the weights here: there may be no config to fit.
+            why = str(error).removeprefix(f"{reader.where} does not fit the config: ")
+            raise WeightsError(
+                f"the attention weights in {reader.where} do not fit together: {why}"
+            ) from None
         filled = {
             _QKV: torch.empty(n_layers, d_model, 3 * d_model, device=device, dtype=dtype),
             _OUT: torch.empty(n_layers, d_model, d_model, device=device, dtype=dtype),
@@ -217,10 +241,16 @@ class AttentionLayers(Circuits):
         )
 
 
-def _attention(reader: Reader) -> tuple[dict[str, str], int, bool]:
-    """Names of attention weights as they should be -> as they are; layers; whether stacked."""
+def _attention(reader: Reader) -> tuple[dict[str, str], int, bool, str]:
+    """Names of attention weights as they should be -> as they are; layers; whether stacked;
+    one that tells the width, as it is named.
+
+    Raises:
+        WeightsError: no attention weights, one twice, a layer without any.
+    """
     found: dict[str, str] = {}
-    layers: list[int] = []
+    layers: set[int] = set()
+    first: dict[str, str] = {}
     for key in reader.shapes:
         short = without_prefixes(key)
         if CAUSAL_MASK.fullmatch(short):
@@ -232,11 +262,50 @@ def _attention(reader: Reader) -> tuple[dict[str, str], int, bool]:
         if short in found:
             raise WeightsError(f"{reader.where}: {found[short]!r} and {key!r} are the same")
         found[short] = key
+        if what in (_QKV, _OUT):
+            first.setdefault(what, key)
         if of_layer:
-            layers.append(int(of_layer[1]))
-    stacked = not layers and _QKV in found
-    n_layers = reader.shapes[found[_QKV]][0] if stacked else max(layers, default=-1) + 1
-    return found, n_layers, stacked
+            if len(of_layer[1]) > _MOST_DIGITS:
+                raise WeightsError(f"{reader.where}: {key[:80]!r} is of no layer there can be")
+            layers.add(int(of_layer[1]))
+    # Whichever there is: of a layer that has only one, `check_fit` names the other.
+    sized = first.get(_QKV) or first.get(_OUT)
+    if sized is None:
+        raise WeightsError(
+            f"{reader.where} has no attention weights: expected h.0.{_QKV} and so on, found "
+            f"{', '.join(list(reader.shapes)[:6]) or 'nothing'}"
+        )
+    if layers:
+        _check_layers(layers, reader.where)
+        return found, len(layers), False, sized
+    if len(reader.shapes[sized]) != 3:
+        raise WeightsError(
+            f"{reader.where}: {sized} is {list(reader.shapes[sized])}; without the number of a "
+            "layer in its name it must hold all layers, stacked along a first of three axes"
+        )
+    return found, reader.shapes[sized][0], True, sized
+
+
+def _check_layers(layers: set[int], where: str) -> None:
+    """Refuse gaps, before a list as long as the highest number is made.
+
+    Raises:
+        WeightsError: some layer below the highest has no attention weights.
+    """
+    n_missing = max(layers) + 1 - len(layers)
+    if not n_missing:
+        return
+    missing = (layer for layer in range(max(layers)) if layer not in layers)
+    raise WeightsError(
+        f"{where}: attention weights of {_first(missing, n_missing)} are missing; those of "
+        f"{_first(iter(sorted(layers)), len(layers))} are there, and layers are numbered from 0"
+    )
+
+
+def _first(layers: Iterator[int], n: int) -> str:
+    """So many layers in words, of which a few are named."""
+    more = f" and {n - _SHOWN} more" if n > _SHOWN else ""
+    return f"layer{'s' if n > 1 else ''} {', '.join(map(str, islice(layers, _SHOWN)))}{more}"
 
 
 def heads_of(weights: Any) -> AttentionLayers:

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -80,6 +81,9 @@ def test_folders_and_files(model, state, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="does not say n_head"):
         AttentionLayers.from_folder(tmp_path)
+    (tmp_path / "config.json").write_text('{"n_head": 3.0}')
+    with pytest.raises(ValueError, match=r"n_head in .* is a whole number, not 3.0: give n_heads"):
+        AttentionLayers.from_folder(tmp_path)
     other = tmp_path / "other"
     other.mkdir()
     with pytest.raises(ValueError, match="has no weights"):
@@ -103,7 +107,21 @@ def test_state_dicts_that_do_not_fit(state) -> None:
         ({key: torch.ones(12, 11)}, 3, r"c_proj.weight is \[12, 11\], expected \[12, 12\]"),
         ({"h.0.attn.c_attm.weight": torch.ones(2, 2)}, 3, "unexpected.*c_attm"),
         ({"h.1.attn.c_proj.weight": torch.ones(12, 12)}, 3, "are the same"),
-        ({"h.5.attn.c_proj.weight": torch.ones(12, 12)}, 3, "missing"),
+        ({"h.5.attn.c_proj.weight": torch.ones(12, 12)}, 3, "layers 2, 3, 4 are missing; those"),
+        ({"h.1000000.attn.c_proj.weight": torch.ones(12, 12)}, 3, "2, 3, 4, 5, 6 and 999993 more"),
+        ({"h.99999999999.attn.c_proj.weight": torch.ones(12, 12)}, 3, "no layer there can be"),
+        (
+            {"h.0.attn.c_attn.weight": None, "transformer.h.0.attn.c_attn.weight": None},
+            3,
+            r"missing \(1\): h.0.attn.c_attn.weight",
+        ),
+        (
+            {f"transformer.h.0.attn.{what}.weight": None for what in ("c_attn", "c_proj")},
+            3,
+            "layer 0 are missing; those of layer 1 are there",
+        ),
+        ({"h.1.attn.c_attn.weight": torch.ones(12, 36)}, 3, "are the same"),
+        ({key: None}, 3, "^the attention weights in the state dict do not fit together: missing"),
         ({key: torch.ones(12, 12, dtype=torch.int8)}, 3, "torch.int8"),
         ({key: "text"}, 3, "must be a tensor"),
         ({}, 5, "n_heads=5 does not divide the width 12"),
@@ -112,6 +130,16 @@ def test_state_dicts_that_do_not_fit(state) -> None:
         given = {k: v for k, v in (state | change).items() if v is not None}
         with pytest.raises(ValueError, match=why):
             AttentionLayers.from_state_dict(given, n_heads)
+    flat = {"attn.c_attn.weight": torch.ones(12, 36), "attn.c_proj.weight": torch.ones(12, 12)}
+    for given in (flat, {"attn.c_attn.weight": torch.tensor(1.0)}):
+        with pytest.raises(WeightsError, match="must hold all layers, stacked"):
+            AttentionLayers.from_state_dict(given, 3)
+    with pytest.raises(WeightsError, match="no attention weights"):
+        AttentionLayers.from_state_dict({"h.0.attn.c_attm.weight": torch.ones(2, 2)}, 3)
+    wrong: Any
+    for wrong in (2.0, "2", True, None):
+        with pytest.raises(TypeError, match=f"n_heads is a whole number, not {wrong!r}"):
+            AttentionLayers.from_state_dict(state, wrong)
     with pytest.raises(WeightsError, match=r"no attention weights.*found wte.weight"):
         AttentionLayers.from_state_dict({"wte.weight": torch.ones(3, 3)}, 3)
     with pytest.raises(WeightsError, match="found nothing"):

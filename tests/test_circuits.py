@@ -12,9 +12,11 @@ import pytest
 import torch
 from _commands import help_without_torch
 from _micro import blank_model
+from safetensors.torch import save_file
 from torch import Tensor
 
 from analyses import circuits, cli
+from analyses._views.circuits import Shade, page
 from analyses.circuits import (
     AttentionLayers,
     composition,
@@ -108,6 +110,33 @@ def test_composition_far_above_random_in_many_numbers() -> None:
     assert len(rest) == 3 * 16 - 1
     squared = rest.square().mean()
     assert float(squared) == pytest.approx(found.baseline**2, rel=0.05)
+
+
+@pytest.mark.parametrize("n_heads", [1, 2, 3, 4])
+def test_composition_of_two_small_layers(n_heads: int) -> None:
+    """Of n_heads² pairs no more are listed than there are."""
+    torch.manual_seed(n_heads)
+    q, k, v = torch.randn(3, 2, n_heads, 8, 2)
+    found = composition(AttentionLayers(q, k, v, torch.randn(2, n_heads, 2, 8)))
+    pairs = n_heads**2
+    for asked in (10, 20):
+        assert [len(table.rows) for table in found.view(asked).tables] == [min(asked, pairs)] * 3
+    assert len(found.view(1).tables[0].rows) == 1
+    assert len(found.top("Q")) == min(10, pairs) and len(found.top()) == min(10, 3 * pairs)
+    assert "<iframe" in found._repr_html_() and len(found.to_frame()) == 3 * pairs
+
+
+def test_tables_of_composition_have_the_colours_of_their_caption() -> None:
+    """Red above the baseline, blue below, by how much."""
+    found = composition(induction_pair(), "K")
+    above = found.top("K", 9).dropna()["above"].tolist()
+    cells = [row[2] for row in found.view().tables[0].rows]
+    assert min(above) < 0 < max(above) and len(cells) == len(above)
+    most = max(map(abs, above))
+    for cell, value in zip(cells, above, strict=True):
+        assert isinstance(cell, Shade) and cell.sign == (1 if value > 0 else -1)
+        assert cell.shade == pytest.approx(abs(value) / most)
+    assert '<td class="above"' in found._repr_html_() or "&lt;td class" in found._repr_html_()
 
 
 def test_composition_is_its_definition(random_model) -> None:
@@ -416,7 +445,7 @@ def test_what_needs_more_than_attention_says_so(random_model, ask: Callable[[Any
 @pytest.mark.usefixtures("unchecked")
 def test_what_is_refused(random_model) -> None:
     m = random_model
-    wrong: dict[str, Any] = {"name": "gpt2", "ids": [1.5]}
+    wrong: dict[str, Any] = {"name": "gpt2", "ids": [1.5], "n": 2.5, "text": "3"}
     for ask, error, why in (
         (lambda: composition(m, "X"), ValueError, "unknown mode of composition 'X'"),
         (lambda: composition(m, []), ValueError, "each once"),
@@ -427,6 +456,9 @@ def test_what_is_refused(random_model) -> None:
         (lambda: composition(m)["X"], KeyError, "unknown mode 'X'"),
         (lambda: composition(m).score("K", "0.0", "3.0"), IndexError, "head 3.0 is out of range"),
         (lambda: composition(m).top("K", 0), ValueError, "k=0 is out"),
+        (lambda: composition(m).top("K", 49), ValueError, "k=49 is out of range: 1 to 48"),
+        (lambda: composition(m).view(0), ValueError, "top_k=0 is out"),
+        (lambda: composition(m).view(wrong["n"]), TypeError, "top_k is a whole number, not 2.5"),
         (lambda: head_eigenvalues(m, "W_in"), ValueError, "unknown circuit 'W_in'"),
         (lambda: head_eigenvalues(m, "OV", "mlp"), ValueError, "did you mean 'mlp0'"),
         (lambda: head_eigenvalues(m, "OV", []), ValueError, "each once"),
@@ -441,6 +473,9 @@ def test_what_is_refused(random_model) -> None:
         (lambda: token_circuit(m, "0.0", " the"), ValueError, "no tokenizer"),
         (lambda: token_circuit(m, "0.0", [1], top_k=31), ValueError, "top_k=31"),
         (lambda: position_circuit(m, "0.0", 17), ValueError, "1 to 16 positions"),
+        (lambda: position_circuit(m, "0.0", wrong["n"]), TypeError, "n is a whole number, not 2.5"),
+        (lambda: position_circuit(m, "0.0", wrong["text"]), TypeError, "whole number, not '3'"),
+        (lambda: position_circuit(m, "0.0", True), TypeError, "n is a whole number, not True"),
         (lambda: singular_vectors(m, "OV", "0.0", n=7), ValueError, "n=7 is out of range: 1 to 6"),
         (lambda: singular_vectors(m, "MLP", 0), ValueError, "unknown matrix"),
         (lambda: singular_vectors(m, "W_in", 3), IndexError, "layer 3 is out of range"),
@@ -476,6 +511,22 @@ def test_weights_that_are_not_finite(random_model) -> None:
     ):
         with pytest.raises(ValueError, match="NaN or infinity"):
             ask(broken)
+
+
+@pytest.mark.parametrize("name", ["W_E", "W_U"])
+def test_tokens_that_are_not_finite(name: str) -> None:
+    """NaN sorts above all numbers: its token would head every list."""
+    model = copying_model(torch.eye(4, dtype=torch.float64))
+    neuron_directions(model, 0)
+    (model.W_E if name == "W_E" else model.W_U.T)[2] = math.nan
+    side = "embeddings W_E" if name == "W_E" else "columns of W_U"
+    for ask in (
+        lambda w: neuron_directions(w, 0, [1]),
+        lambda w: singular_vectors(w, "OV", "0.0"),
+        lambda w: singular_vectors(w, *(("W_in", 0) if name == "W_E" else ("W_out", 0))),
+    ):
+        with pytest.raises(ValueError, match=f"the {side} hold NaN or infinity"):
+            ask(model)
 
 
 def test_models_stay_as_they_are(random_model) -> None:
@@ -564,22 +615,33 @@ def test_results_are_tidy_plain_and_shown(random_model, name: str) -> None:
         assert table.rows and all(len(row) == len(table.headers) for row in table.rows)
 
 
-@pytest.mark.parametrize(
-    "name", ["composition", "eigenvalues", "tokens", "singular", "neurons", "virtual"]
-)
-def test_pages(browser: Browser, mini, tmp_path: Path, name: str) -> None:
-    found = RESULTS[name](mini)
-    found.to_html(tmp_path / "page.html", model=mini)
-    with browser.open(tmp_path / "page.html", width=420) as page:
-        page.wait_for(
+def test_a_page_of_every_result(browser: Browser, mini, tmp_path: Path) -> None:
+    results = {name: ask(mini) for name, ask in RESULTS.items()}
+    views = [found.view() for found in results.values()]
+    page(views, results["composition"].provenance).write(tmp_path / "page.html")
+    with browser.open(tmp_path / "page.html", width=420) as shown:
+        shown.wait_for(
             "[...document.querySelectorAll('.plot')].every(p => p.querySelector('.main-svg'))"
         )
-        assert page.evaluate("document.documentElement.scrollWidth") <= 420
-        last = page.evaluate("document.querySelectorAll('button[data-table]').length") - 1
-        page.click("button[data-table]", last)
-        assert page.download().data.decode() == cli.csv_text(found.to_frame())
-        assert found.weights[1:] in page.text()
-        assert page.console == [] and page.requests == []
+        n_plots = shown.evaluate("document.querySelectorAll('.plot').length")
+        assert n_plots == sum(len(view.figures) for view in views)
+        assert shown.evaluate("document.documentElement.scrollWidth") <= 420
+        text = shown.text()
+        last = -1
+        for view, found in zip(views, results.values(), strict=True):
+            last += len(view.frames)
+            shown.click("button[data-table]", last)
+            assert shown.download().data.decode() == cli.csv_text(found.to_frame())
+            assert view.title in text and found.weights[1:] in text
+        assert shown.console == [] and shown.requests == []
+
+
+def test_a_page_has_the_hash_of_the_weights(random_model, tmp_path: Path) -> None:
+    found = position_circuit(random_model, "0.0")
+    hashed = found.hashed(random_model)
+    found.to_html(tmp_path / "page.html", model=random_model)
+    sha = hashed.provenance.to_dict()["weights_sha256"]
+    assert sha and sha in (tmp_path / "page.html").read_text("utf-8")
 
 
 def test_a_page_survives_a_hostile_name(browser: Browser, random_model, tmp_path: Path) -> None:
@@ -643,6 +705,29 @@ def test_the_command_takes_attention_weights_alone(capsys, mini) -> None:
     expected = composition(mini).to_frame()
     assert frame["score"].tolist() == pytest.approx(expected["score"].tolist(), abs=1e-6)
     assert "attention weights" in found.err
+
+
+def test_the_command_takes_small_files_of_attention_weights(capsys, tmp_path: Path) -> None:
+    """With nothing said, what is listed is no more than there is; what helps is named as options.
+
+    Two layers of three heads of two numbers.
+    """
+    state = {
+        f"h.{layer}.attn.{what}.weight": torch.randn(6, width)
+        for layer in range(2)
+        for what, width in (("c_attn", 18), ("c_proj", 6))
+    }
+    path = str(tmp_path / "model.safetensors")
+    save_file(state, path)
+    for asked in (["composition"], ["singular", "--head", "0.1"], ["copying"]):
+        assert run(*asked, "--attention", path, "--n-heads", "3") == 0
+    capsys.readouterr()
+    for arguments, why in (
+        (["composition"], "to say how many heads a layer has: give --n-heads"),
+        (["copying", "--n-heads", "3", "--embedding", "plain"], "give --embedding residual"),
+    ):
+        assert run(*arguments, "--attention", path) == 1
+        assert why in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(

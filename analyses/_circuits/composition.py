@@ -3,13 +3,14 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from analyses import cli
+from analyses._arguments import whole
 from analyses._circuits.result import WeightResult
 from analyses._circuits.source import (
     Weights,
@@ -83,16 +84,21 @@ class Composition(WeightResult):
         first, second = (one_head(h, n_layers, n_heads) for h in (writer, reader))
         return float(self[mode][(*first, *second)])
 
-    def top(self, mode: str | None = None, k: int = 10) -> "pd.DataFrame":
+    def top(self, mode: str | None = None, k: SupportsIndex | None = None) -> "pd.DataFrame":
         """The k rows of `to_frame` with the highest scores, highest first, of one mode or of all.
 
+        Args:
+            mode: None: all that there are.
+            k: None: 10, or all where there are fewer.
+
         Raises:
-            KeyError: there is no such mode. ValueError, TypeError: k is no whole number above 0.
+            KeyError: there is no such mode. ValueError, TypeError: k is no whole number, or there
+                are not so many.
         """
         frame = self.to_frame()
         if mode is not None:
             frame = frame[frame["mode"] == self.modes[self._place(mode)]]
-        k = number_of(k, max(1, len(frame)), 10, "k")
+        k = number_of(k, len(frame), 10, "k")
         order = (-frame["score"]).argsort(kind="stable")  # NaN comes last
         return frame.iloc[order[:k]].reset_index(drop=True)
 
@@ -152,22 +158,31 @@ class Composition(WeightResult):
         modes = self.modes if mode is None else (self.modes[self._place(mode)],)
         return pictures.heat_maps(self, modes)
 
-    def view(self, top_k: int = 10) -> views.View:
-        """What pages and the terminal show, with the `top_k` highest pairs of each mode."""
+    def view(self, top_k: SupportsIndex = 10) -> views.View:
+        """What pages and the terminal show, with the `top_k` highest pairs of each mode, or all
+        where there are fewer.
+
+        Raises:
+            ValueError, TypeError: top_k is no whole number above 0.
+        """
         n_layers, n_heads = self.scores.shape[1:3]
+        # Of each two layers the later one reads.
+        n_pairs = math.comb(n_layers, 2) * n_heads**2
+        shown = number_of(min(whole(top_k, "top_k is a whole number"), n_pairs), n_pairs, 10)
         tables = []
         for mode in self.modes:
-            frame = self.top(mode, min(top_k, n_layers * n_heads**2)).dropna(subset="score")
+            frame = self.top(mode, shown).dropna(subset="score")
             scores: list[float] = frame["score"].tolist()
-            most = max([score - self.baseline for score in scores], default=0.0)
+            most = max([abs(score - self.baseline) for score in scores], default=0.0)
             rows: list[list[views.Text]] = []
             for score, row in zip(scores, frame.to_dict("records"), strict=True):
-                shade = (score - self.baseline) / most if most > 0 else 0.0
+                above = score - self.baseline
+                shade = abs(above) / most if most else 0.0
                 rows.append(
                     [
                         f"{row['layer']}.{row['head']}",
                         f"{row['later_layer']}.{row['later_head']}",
-                        views.Shade(f"{score:.3f}", max(0.0, shade)),
+                        views.Shade(f"{score:.3f}", shade, 1 if above > 0 else -1),
                         f"{score / self.baseline:.2f}",
                         f"{row['sigmas']:+.1f}",
                     ]
@@ -223,8 +238,8 @@ def composition(weights: Weights, modes: str | Sequence[str] = COMPOSITION_MODES
 
     For heads 1 and 2 in a later layer, `|OV_1 M_2| / (|OV_1| |M_2|)` in Frobenius norms, where M is
     what reads: `QK` for queries, its transpose for keys, `OV` for values (row vectors). Never more
-    than `d_model x head d_head` numbers of a product are held; GPT-2 small's 28,512 scores take
-    about two seconds on two cores.
+    than `d_model x head d_head` numbers of a product are held; how long GPT-2 small's 28,512
+    scores take, `benchmarks/circuits.py` measures.
 
     The baseline is exact: of a random turn of the one circuit against the other, and so of products
     of independent Gaussian factors of any inner size, the *squared* score has the mean `1/d_model`

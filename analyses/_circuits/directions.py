@@ -219,7 +219,8 @@ def singular_vectors(
 
     Raises:
         ValueError, IndexError, TypeError: no such matrix, head or layer; n or top_k out of range;
-            the MLP of attention weights alone; NaN or infinity in the weights.
+            the MLP of attention weights alone; NaN or infinity in the weights, or in W_E or W_U
+            where directions are read with these.
 
     Source: Millidge & Black 2022, "The Singular Value Decompositions of Transformer Weight Matrices
     are Highly Interpretable".

@@ -161,7 +161,7 @@ def neuron_directions(
 
     Raises:
         ValueError, IndexError, TypeError: no such layer or neuron, one twice or none; n or top_k
-            out of range; attention weights alone; NaN or infinity in the weights.
+            out of range; attention weights alone; NaN or infinity in the layer's MLP, W_E or W_U.
 
     Source: Geva et al. 2021, "Transformer Feed-Forward Layers Are Key-Value Memories",
     arXiv 2012.14913, section 4 (values as distributions over the vocabulary; keys they read from

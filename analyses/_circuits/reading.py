@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from analyses._circuits.source import AT_ONCE
+from analyses._circuits.source import AT_ONCE, check_finite
 from interp import HookedGPT2
 
 # What reads a direction: the embeddings' inner product with it, or the logits it writes.
@@ -58,8 +58,13 @@ def read(model: HookedGPT2, directions: Float[Tensor, "n d_model"], side: str, k
 
     Returns:
         the tokens, on the CPU.
+
+    Raises:
+        ValueError: NaN or infinity in what stands for the tokens.
     """
     tokens = model.W_E if side == "reads" else model.W_U.T
+    # NaN counts as the largest: its token would come first.
+    check_finite("the embeddings W_E" if side == "reads" else "the columns of W_U", tokens)
     return extremes(directions, tokens, k)
 
 

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from analyses import cli
+from analyses._arguments import whole
 from analyses._circuits.eigenvalues import HEAD_CIRCUITS
 from analyses._circuits.reading import Readings, extremes, ids_in
 from analyses._circuits.result import WeightResult
@@ -268,10 +269,10 @@ def token_circuit(
     if to is None and max(rows) >= n_out:
         raise IndexError(f"this model predicts tokens 0 to {n_out - 1}: say which with to=")
     at = torch.tensor(rows, device=model.device)
-    whole = _full(model, chosen, circuit, embedding, at, None)
-    check_finite(f"the weights of head {chosen} or the embeddings", *whole.pair)
-    strongest = extremes(whole.A, whole.B.T, k)
-    matrix = whole[:, columns]
+    over_all = _full(model, chosen, circuit, embedding, at, None)
+    check_finite(f"the weights of head {chosen} or the embeddings", *over_all.pair)
+    strongest = extremes(over_all.A, over_all.B.T, k)
+    matrix = over_all[:, columns]
     named = {id: text for ids in (rows, columns, ids_in(strongest)) for id, text in
              zip(ids, strings(model, ids), strict=True)}  # fmt: skip
     return TokenCircuit(
@@ -284,7 +285,7 @@ def token_circuit(
         column_strings=tuple(named[id] for id in columns),
         matrix=FactoredMatrix(matrix.A.cpu(), matrix.B.cpu()),
         strongest=strongest,
-        own_ranks=_own_ranks(whole, rows) if columns == rows else None,
+        own_ranks=_own_ranks(over_all, rows) if columns == rows else None,
         strings=named,
         weights=weights_note(model),
         provenance=provenance_of(
@@ -307,7 +308,7 @@ def _own_ranks(matrix: FactoredMatrix, rows: list[int]) -> Tensor:
 
 
 @torch.no_grad()
-def position_circuit(weights: Weights, head: Any, n: int | None = None) -> TokenCircuit:
+def position_circuit(weights: Weights, head: Any, n: SupportsIndex | None = None) -> TokenCircuit:
     """A head's QK circuit between position embeddings, `W_pos W_Q W_K^T W_pos^T`.
 
     A head that attends to the position before by positions alone has a bright diagonal there.
@@ -318,12 +319,12 @@ def position_circuit(weights: Weights, head: Any, n: int | None = None) -> Token
         n: the first n positions; None: 64, or all where there are fewer.
 
     Raises:
-        ValueError, IndexError, TypeError: no such head; n out of range; attention weights alone;
-            NaN or infinity in the weights.
+        ValueError, IndexError, TypeError: no such head; n out of range or no whole number;
+            attention weights alone; NaN or infinity in the weights.
     """
     model = whole_model(weights, "a circuit between positions needs position embeddings")
     chosen = one_head(head, model.cfg.n_layers, model.cfg.n_heads)
-    n = min(64, model.cfg.n_ctx) if n is None else n
+    n = min(64, model.cfg.n_ctx) if n is None else whole(n, "n is a whole number")
     if not 1 <= n <= model.cfg.n_ctx:
         raise ValueError(f"n={n} is out of range: this model has 1 to {model.cfg.n_ctx} positions")
     positions = model.W_pos[:n].detach()
