@@ -9,9 +9,9 @@ r"""Is this checkpoint, on this device and in this dtype, the model that `transf
 4. One row each: the worst error, the tolerance, pass or fail. A check that cannot be run is shown
    with the reason.
 
-**What it cannot tell.** `verify(folder)` reads one folder twice. Where the files themselves are wrong
-(a conversion that swapped heads, transposed a square matrix, wrote another eps, activation or number
-of heads, or mixed up the tokenizer) both sides are wrong alike, and it passes: it checks how a
+**What it cannot tell.** `verify(folder)` reads one folder twice. Where the files themselves are
+wrong (a conversion that swapped heads, transposed a square matrix, wrote another eps, activation or
+number of heads, or mixed up the tokenizer) both sides are wrong alike, and it passes: it checks how a
 checkpoint is read and computed, not that it is the model you trained. That takes a second source.
 While the trained model is in memory, or can be loaded from where it was trained:
 
@@ -203,8 +203,8 @@ def main(
     """Check your own checkpoint, device and dtype against transformers.
 
     Prints each check with its worst error and its tolerance. Both sides read SOURCE: that it is the
-    model you trained is another question, which the last line says how to ask. The status is 0 when all pass, 1 when
-    one fails, 2 when the input is wrong.
+    model you trained is another question, which the last line says how to ask. The status
+    is 0 when all pass, 1 when one fails, 2 when the input is wrong.
     """
     command.check_outputs(html=None, csv=None, json=json_path)
     console = command.console(data_on_stdout=json_path == command.STDIN)

@@ -311,8 +311,8 @@ def test_a_cache_that_mixes_up(reference, monkeypatch):
     "point", ["hook_embed", "blocks.1.attn.hook_z", "blocks.0.hook_q_input", "ln_final.hook_scale"]
 )
 def test_a_dead_point(reference, monkeypatch, point):
-    from interp._verify import inside
     from hooks.scope import Tap
+    from interp._verify import inside
 
     real = Tap.__call__
 
@@ -325,9 +325,7 @@ def test_a_dead_point(reference, monkeypatch, point):
         bench = benches.prepare(reference(), None, None, None, None)
         found = inside.replaced_by_other(bench)
     assert f"1 of 50 points are dead: {point}" in found.note
-    assert (
-        found.at_least and found.error == found.tolerance == 0
-    )  # which fails, as the next test has
+    assert found.at_least and found.error == found.tolerance == 0  # not above it
 
 
 def test_all_points_dead(reference, monkeypatch):
