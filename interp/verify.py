@@ -11,8 +11,8 @@ r"""Is this checkpoint, on this device and in this dtype, the model that `transf
 
 **What it cannot tell.** `verify(folder)` reads one folder twice. Where the files themselves are
 wrong (a conversion that swapped heads, transposed a square matrix, wrote another eps, activation or
-number of heads, or mixed up the tokenizer) both sides are wrong alike, and it passes: it checks how a
-checkpoint is read and computed, not that it is the model you trained. That takes a second source.
+number of heads, or mixed up the tokenizer) both sides are wrong alike, and it passes: it checks how
+a checkpoint is read and computed, not that it is the model you trained. That takes a second source.
 While the trained model is in memory, or can be loaded from where it was trained:
 
     verify(trained_model, model=HookedGPT2.from_pretrained(folder))

@@ -24,11 +24,11 @@ _TRAINED = "verify(trained_model, model=HookedGPT2.from_pretrained(folder))"
 # What a verification does not tell, by where the two sides came from.
 SCOPES = {
     "one source": "Config, weights and tokenizer are those of SOURCE on both sides: this checks "
-    "how they are read and computed, not that they are the ones you trained. To check a saved model "
-    f"against the one in memory: {_TRAINED}.",
+    "how they are read and computed, not that they are the ones you trained. To check a saved "
+    f"model against the one in memory: {_TRAINED}.",
     "lent": "The reference has the config and weights of the model handed over: this checks how "
-    "they are computed, not that they are the ones you trained. To check a saved model against the one "
-    f"in memory: {_TRAINED}.",
+    "they are computed, not that they are the ones you trained. To check a saved model against "
+    f"the one in memory: {_TRAINED}.",
     "two sources": "The model handed over was checked against SOURCE: weights number by number, "
     "config and tokenizer by what comes of them. What SOURCE itself has wrong is not seen.",
 }
