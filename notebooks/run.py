@@ -86,6 +86,8 @@ def run(notebook: NotebookNode, folder: Path) -> None:
                 "PLOTLY_RENDERER": "plotly_mimetype",
                 "PYTHONHASHSEED": "0",
                 "PYTHONPATH": os.pathsep.join(paths),
+                # tqdm's, where ipywidgets is not installed: bars are not shown anyway.
+                "PYTHONWARNINGS": "ignore:IProgress not found",
                 "TOKENIZERS_PARALLELISM": "false",
             },
         )

@@ -81,7 +81,10 @@ def test_as_a_hook_function(world, rng):
 def test_in_a_run_of_their_own(world):
     """Given as they are they apply in order, after functions at the same point."""
     here = world("even")
-    edits = [Scale(("z", 0), head=1, factor=2.0), Add(("z", 0), pos=1, value=torch.ones(4))]
+    edits = [
+        Scale(("z", 0), head=1, factor=2.0),
+        Add(("z", 0), pos=1, value=torch.ones(4, dtype=torch.float64)),
+    ]
 
     def shift(z, hook):
         return z + 1

@@ -39,6 +39,12 @@ def bench(mini) -> Bench:
     return Bench(mini, n_prompts=command.N_OTHER)
 
 
+@pytest.fixture(autouse=True)
+def _wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables as wide as they wish, however narrow the terminal is, if there is one."""
+    monkeypatch.setenv("COLUMNS", "200")
+
+
 def status(capsys: pytest.CaptureFixture, *arguments: str) -> tuple[int, str, str]:
     """Exit status, standard output and standard error of the command, blanks as single spaces."""
     code = cli.status(command.main, "python -m benchmarks.published", arguments)
