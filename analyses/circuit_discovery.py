@@ -22,8 +22,11 @@ printed, drawn.
     circuit = threshold_circuit(scores, k=100)
     run_circuit(model, circuit, pair)
 
-Heads own no bias: a layer's b_O is there whatever is left out. With "mean" and "zero" the
-embeddings too are replaced where an edge from the input is outside (a `NodeCircuit` keeps them).
+Heads own no bias: a layer's b_O is there whatever is left out, while an MLP's b_out is part of what
+it writes and goes with it ("zero" leaves nothing of it). Hooks of the toolkit that are active are
+refused; a function registered by PyTorch's own `register_forward_hook` is not noticed. With
+"mean" and "zero" the embeddings too are replaced where an edge from the input is outside (a
+`NodeCircuit` keeps them).
 
 Sources: Conmy et al., "Towards Automated Circuit Discovery for Mechanistic Interpretability"
 (2023), arXiv 2304.14997, section 3 (ACDC); Syed, Rager and Conmy 2023, arXiv 2310.10348 (EAP);
@@ -113,6 +116,14 @@ METHODS = ("acdc", "eap", "eap-ig", "greedy")
 LEVELS = ("edges", "nodes")
 ABLATIONS = ("patch", "zero", "mean", "resample")
 _STEPS = 5
+# Which methods each option is of.
+_TAKEN_BY = {
+    "threshold": ("acdc", "eap", "eap-ig"),
+    "k": ("eap", "eap-ig", "greedy"),
+    "share": ("greedy",),
+    "steps": ("eap-ig",),
+    "at_once": ("greedy",),
+}
 
 
 # ------------------------------------------------------------------ the question
@@ -126,11 +137,11 @@ def discover(
     threshold: float | None = None,
     k: int | None = None,
     share: float | None = None,
-    steps: int = _STEPS,
+    steps: int | None = None,
     level: Literal["edges", "nodes"] = "edges",
     metric: AnyMetric | None = None,
     ablation: Ablation = "patch",
-    at_once: int = 1,
+    at_once: int | None = None,
     progress: bool = True,
 ) -> Discovery:
     """Find a circuit by one of the methods, and run it.
@@ -142,12 +153,12 @@ def discover(
             `threshold_circuit`, with `k` or `threshold`), "greedy" (`greedy_circuit`, with `k` or
             `share`).
         threshold, k, share: how far to go.
-        steps: of "eap-ig".
+        steps: of "eap-ig": points of integrated gradients, by default 5.
         level: "edges" or "nodes".
         metric: by default the divergence from the clean run for "acdc", otherwise the pair's.
         ablation: what stands in place of what is not in the circuit, as in `run_circuit`. Scores of
             edge attribution are of "patch".
-        at_once: of "greedy".
+        at_once: of "greedy", by default 1.
         progress: show bars on standard error, where that is a terminal.
 
     Returns:
@@ -159,17 +170,23 @@ def discover(
     """
     if method not in METHODS:
         raise ValueError(unknown("method", str(method), METHODS))
-    given = {"threshold": threshold, "k": k, "share": share}
-    taken = {"acdc": ("threshold",), "greedy": ("k", "share")}.get(method, ("threshold", "k"))
+    given = {
+        "threshold": threshold, "k": k, "share": share, "steps": steps, "at_once": at_once,
+    }  # fmt: skip
     for name, value in given.items():
-        if value is not None and name not in taken:
-            raise ValueError(f"{name} does not go with method {method!r}, which takes {taken}")
-    if not any(given[name] is not None for name in taken):
-        raise ValueError(f"method {method!r} needs {' or '.join(taken)}")
+        if value is not None and method not in _TAKEN_BY[name]:
+            raise ValueError(
+                f"{name} does not go with method {method!r}: it goes with "
+                f"{', '.join(_TAKEN_BY[name])}"
+            )
+    ends = [name for name in ("threshold", "k", "share") if method in _TAKEN_BY[name]]
+    if not any(given[name] is not None for name in ends):
+        raise ValueError(f"method {method!r} needs {' or '.join(ends)}")
+    steps, at_once = _STEPS if steps is None else steps, 1 if at_once is None else at_once
     if method == "acdc":
         return acdc(
-            model, pair, float(threshold or 0), metric=metric, level=level, ablation=ablation,
-            progress=progress,
+            model, pair, 0.0 if threshold is None else threshold, metric=metric, level=level,
+            ablation=ablation, progress=progress,
         )  # fmt: skip
     if method == "greedy":
         return greedy_circuit(
@@ -231,11 +248,18 @@ def main(
         ),
     ] = None,
     at_once: Annotated[
-        int, typer.Option(help="greedy: leave out so many in a round.", metavar="N")
-    ] = 1,
+        int | None,
+        typer.Option(
+            help="greedy: leave out so many in a round (1).", metavar="N", show_default=False
+        ),
+    ] = None,
     steps: Annotated[
-        int, typer.Option(help="eap-ig: points of integrated gradients.", metavar="N")
-    ] = _STEPS,
+        int | None,
+        typer.Option(
+            help=f"eap-ig: points of integrated gradients ({_STEPS}).", metavar="N",
+            show_default=False,
+        ),
+    ] = None,
     level: Annotated[str, typer.Option(help="edges or nodes.", metavar="NAME")] = "edges",
     ablation: Annotated[
         str,
@@ -265,7 +289,7 @@ def main(
     html: cli.Html = None,
     csv: cli.Csv = None,
     json_path: cli.Json = None,
-) -> None:  # fmt: skip
+) -> int | None:  # fmt: skip
     """Which connections do the work, and how much of the answer do they keep alone?
 
     ACDC (Conmy et al. 2023), edge attribution (EAP, EAP-IG) with a threshold, or greedy removal;
@@ -282,10 +306,19 @@ def main(
         if given not in known:
             raise cli.CommandError(unknown(what, given, known))
     for option, value in (("--top-k", top_k), ("--steps", steps), ("--at-once", at_once)):
-        if value < 1:
+        if value is not None and value < 1:
             raise cli.CommandError(f"{option} is {value}: expected at least 1")
     if k is not None and k < 0:
         raise cli.CommandError(f"--k is {k}: expected at least 0")
+    options = {
+        "threshold": threshold, "k": k, "share": share, "steps": steps, "at_once": at_once,
+    }  # fmt: skip
+    for name, value in options.items():
+        if value is not None and method not in _TAKEN_BY[name]:
+            raise cli.CommandError(
+                f"--{name.replace('_', '-')} does not go with --method {method}: it goes with "
+                f"{', '.join(_TAKEN_BY[name])}"
+            )
     if method == "acdc" and threshold is None:
         threshold = 0.01
     if method in ("eap", "eap-ig") and (k is None) == (threshold is None):
@@ -314,9 +347,20 @@ def main(
                 f"{choice.name} has {own.Shape.of(loaded)}"
             )
     pair = request.load(loaded, prepend_bos=prepend_bos)
-    result = own.discover(
-        loaded, pair, threshold=threshold, k=k, share=share, steps=steps, at_once=at_once, **asked
-    )
+    interrupted = False
+    try:
+        result = own.discover(
+            loaded, pair, threshold=threshold, k=k, share=share, steps=steps, at_once=at_once,
+            **asked,
+        )  # fmt: skip
+    except own.DiscoveryInterrupted as error:
+        # What was found by then may have taken hours: it is written and shown all the same.
+        result, interrupted = error.partial, True
+        console.print(
+            f"interrupted after {len(result.steps)} decisions: this is the circuit by then, with "
+            "all that was not decided on in it",
+            soft_wrap=True,
+        )
     comparison = None
     if known is not None:
         at = "edges" if isinstance(known, own.Circuit) and level == "edges" else "nodes"
@@ -340,6 +384,7 @@ def main(
         data=lambda: result.to_dict() | data,
     )
     views.show(result, console, top_k, comparison)
+    return 130 if interrupted else None
 
 
 def _check_save(save: str | None, others: tuple[str | None, ...], inputs: tuple[str, ...]) -> None:

@@ -115,7 +115,9 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
         ("--method acd", "unknown method 'acd'; did you mean 'acdc'?"),
         ("--method eap", "--method eap takes either --k or --threshold"),
         ("--method greedy", "--method greedy takes --k or --share: where to stop"),
-        ("--k 3", "k does not go with method 'acdc'"),
+        ("--k 3", "--k does not go with --method acdc: it goes with eap, eap-ig, greedy"),
+        ("--at-once 4", "--at-once does not go with --method acdc: it goes with greedy"),
+        ("--method eap --k 3 --steps 9", "--steps does not go with --method eap: it goes with eap"),
         ("--level node", "unknown level 'node'; did you mean 'nodes'?"),
         ("--ablation patching", "unknown ablation 'patching'; did you mean 'patch'?"),
         ("--reference ioi", "--reference ioi is of a model with 12 layers of 12 heads; mini has 4"),
@@ -132,6 +134,29 @@ def test_the_command_refuses_in_one_line(
     assert run_command("--model", "mini", "--task", "ioi", "--n", "2", *arguments.split()) == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and message in line
+
+
+def test_an_interrupted_command_writes_what_it_has(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("analyses._discovery.methods.faithfulness", interrupted)
+    options = "--model mini --task ioi --n 2 --method greedy --k 27 --level nodes".split()
+    saved, page = tmp_path / "circuit.json", tmp_path / "page.html"
+    assert run_command(*options, "--save", str(saved), "--html", str(page)) == 130
+    said = capsys.readouterr()
+    assert "interrupted after" in said.out and "error: interrupted" in said.err
+    assert len(load_circuit(saved)) == 27 and page.exists()
+
+
+def test_edges_without_a_path_are_told(capsys: pytest.CaptureFixture[str]) -> None:
+    options = "--model mini --task ioi --n 2 --method eap --k 1 --ablation zero".split()
+    assert run_command(*options) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert re.search(r"1 chosen, [01] of them on a path from the input to the logits", shown)
+    assert "the estimated change of logit_diff if" in shown
 
 
 def test_help_needs_no_torch() -> None:

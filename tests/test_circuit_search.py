@@ -5,6 +5,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from _micro import blank_model
@@ -24,6 +25,7 @@ from analyses.circuit_discovery import (
     threshold_circuit,
 )
 from analyses.edge_attribution import EdgeAttribution, edge_attribution
+from analyses.metrics import kl
 from analyses.pairs import PromptPair
 from interp import HookedGPT2, HookedGPT2Config
 
@@ -183,7 +185,7 @@ def test_the_curve_runs_the_best_of_each_size(model: HookedGPT2, scores: EdgeAtt
     assert list(every.circuits)[-1] == "k=46" and len(every.plot().data) == 2
     nodes = faithfulness_curve(model, scores, [1, 6], level="nodes")
     assert list(nodes.to_frame()["size"]) == [1, 6]
-    with pytest.raises(ValueError, match="size 47 is out of range: expected 0 to 46"):
+    with pytest.raises(ValueError, match="size=47 is out of range: expected 0 to 46"):
         faithfulness_curve(model, scores, [47])
 
 
@@ -261,6 +263,25 @@ def test_an_interrupted_last_run_loses_nothing(
 
 
 @pytest.mark.usefixtures("unchecked")
+def test_numbers_of_other_libraries(model: HookedGPT2, scores: EdgeAttribution) -> None:
+    three: Any = np.int64(3)
+    tenth: Any = np.float32(0.1)
+    pair = random_pair(model)
+    assert threshold_circuit(scores, k=three) == threshold_circuit(scores, k=3)
+    same = threshold_circuit(scores, threshold=float(tenth))
+    assert threshold_circuit(scores, threshold=tenth) == same
+    assert len(greedy_circuit(model, pair, k=three, level="nodes").circuit) == 3
+    by_it = acdc(model, pair, tenth, level="nodes").circuit
+    assert by_it == acdc(model, pair, float(tenth), level="nodes").circuit
+
+
+def test_what_is_told_of_a_divergence(model: HookedGPT2) -> None:
+    found = run_circuit(model, Circuit.empty(model), random_pair(model), kl())
+    assert "inf" not in repr(found) and "-0.0%" not in repr(found) and "nan" not in repr(found)
+    assert found.share.isnan().all() and "– of clean, 0.0% recovered" in repr(found)
+
+
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("call", "message"),
     [
@@ -280,8 +301,12 @@ def test_an_interrupted_last_run_loses_nothing(
         (lambda m, p, s: discover(m, p, "acdcd", k=1), "unknown method 'acdcd'; did you mean"),
         (lambda m, p, s: discover(m, p, "acdc", k=3), "k does not go with method 'acdc'"),
         (lambda m, p, s: discover(m, p, "eap"), "method 'eap' needs threshold or k"),
+        (lambda m, p, s: acdc(m, p, 10**400), "threshold is out of range: expected a finite"),
+        (lambda m, p, s: acdc(m, p, 0.1, seed="x"), "seed='x' is no whole number"),
+        (lambda m, p, s: Circuit.full(p), "a circuit is of a HookedGPT2, its config or a Shape"),
+        (lambda m, p, s: discover(m, p, "eap", k=3, steps=9), "steps does not go with method"),
     ],
-    ids=range(16),
+    ids=range(20),
 )
 def test_what_does_not_fit_is_refused(
     model: HookedGPT2, scores: EdgeAttribution, call: Any, message: str

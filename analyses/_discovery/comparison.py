@@ -250,6 +250,8 @@ def roc(
             everything in it.
     """
     _checked(reference, level)
+    if not isinstance(scores, Mapping):
+        raise TypeError(f"scores are numbers by name, {{'9.6': 0.3}}, not {type(scores).__name__}")
     shape = reference.shape
     rated: dict[Any, float] = {}
     for name, score in scores.items():

@@ -15,6 +15,7 @@ from analyses import cli, report
 from analyses._discovery.circuit import AnyCircuit, NodeCircuit
 from analyses._discovery.faithfulness import Ablation, checked_kind, share_of
 from analyses._discovery.names import AnyNode, Node, Shape, listed, parse_node
+from analyses._discovery.numbers import whole
 from analyses._discovery.runs import Runs, runs_of
 from analyses._discovery.setting import Setting
 from analyses._views import circuit_discovery as views
@@ -89,12 +90,10 @@ def completeness(
 
     Source: Wang et al. 2022, arXiv 2211.00593, section 4 (completeness).
     """
-    for name, value in (("n_random", n_random), ("n_greedy", n_greedy)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise ValueError(f"{name}={value!r} is out of range: expected at least 0")
-    for name, value in (("greedy_steps", greedy_steps), ("greedy_sample", greedy_sample)):
-        if value is not None and (not isinstance(value, int) or value < 1):
-            raise ValueError(f"{name}={value!r} is out of range: expected at least 1")
+    n_random, n_greedy = whole("n_random", n_random, 0), whole("n_greedy", n_greedy, 0)
+    greedy_steps, seed = whole("greedy_steps", greedy_steps, 1), whole("seed", seed, 0)
+    if greedy_sample is not None:
+        greedy_sample = whole("greedy_sample", greedy_sample, 1)
     nodes = counted(circuit)
     chosen: dict[str, tuple[Node, ...]] = {_NOTHING: ()}
     chosen |= _sets(circuit, sets)
@@ -172,8 +171,7 @@ def minimality(
 
     Source: Wang et al. 2022, arXiv 2211.00593, section 4 (minimality).
     """
-    if isinstance(n_random, bool) or not isinstance(n_random, int) or n_random < 0:
-        raise ValueError(f"n_random={n_random!r} is out of range: expected at least 0")
+    n_random, seed = whole("n_random", n_random, 0), whole("seed", seed, 0)
     nodes = counted(circuit)
     if not nodes:
         raise ValueError("the circuit has no node")

@@ -25,6 +25,7 @@ from analyses._discovery.sets import (
 )
 from analyses._edges import Part
 from analyses._views import circuit_graph
+from analyses._views.words import count
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -259,7 +260,7 @@ class Circuit:
         """A row per receiver with all that it reads, for `rich.print`."""
         from rich.table import Table
 
-        table = Table(title=f"{len(self)} edges", title_justify="left")
+        table = Table(title=count(len(self), "edge"), title_justify="left")
         table.add_column("receiver")
         table.add_column("reads", overflow="fold")
         reads: dict[Part, list[str]] = {}
@@ -281,7 +282,7 @@ class Circuit:
     def __repr__(self) -> str:
         n = len(Circuit.full(self.shape))
         lines = [
-            f"Circuit({whose(self)}: {len(self)} of {n} edges, {len(self.nodes)} nodes; "
+            f"Circuit({whose(self)}: {len(self)} of {n} edges, {count(len(self.nodes), 'node')}; "
             f"{self.method})"
         ]
         strongest = sorted(self.scores, key=lambda e: -abs(self.scores[e]))[:3]

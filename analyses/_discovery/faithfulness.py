@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import plotly.graph_objects as go
 
+_NOTHING = 1e-6  # a share of rounding errors says nothing
 Ablation = Literal["patch", "zero", "mean", "resample"]
 
 
@@ -189,8 +190,14 @@ class Faithfulness:
 
     @property
     def share(self) -> Float[Tensor, " circuit"]:
-        """F(C) / F(M), of the means: how the IOI paper says that its circuit keeps 87 %."""
-        return self.mean / self.clean.mean()
+        """F(C) / F(M), of the means: how the IOI paper says that its circuit keeps 87 %.
+
+        NaN where F(M) is nothing next to F(empty), as of a divergence from the clean run.
+        """
+        clean, empty = self.clean.mean(), self.empty.mean()
+        if float(clean.abs()) <= _NOTHING * float(empty.abs()):
+            return torch.full_like(self.mean, math.nan)
+        return self.mean / clean
 
     @property
     def recovered(self) -> Float[Tensor, " circuit"]:
@@ -271,8 +278,8 @@ class Faithfulness:
         rows = zip(self.circuits.items(), self.mean, self.share, self.recovered, strict=True)
         for (name, circuit), mean, share, recovered in list(rows)[:8]:
             lines.append(
-                f"  {name} ({len(circuit)}): {float(mean):+.4g}, {float(share):.1%} of clean, "
-                f"{float(recovered):.1%} recovered"
+                f"  {name} ({len(circuit)}): {float(mean):+.4g}, {views.percent(share)} of clean, "
+                f"{views.percent(recovered)} recovered"
             )
         if len(self.circuits) > 8:
             lines.append(f"  and {len(self.circuits) - 8} more")

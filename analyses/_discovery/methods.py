@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -17,6 +18,8 @@ from analyses._discovery.faithfulness import (
     faithfulness,
 )
 from analyses._discovery.names import Edge, Node, Shape
+from analyses._discovery.numbers import real
+from analyses._discovery.numbers import whole as whole_number
 from analyses._discovery.result import Discovery, DiscoveryInterrupted
 from analyses._discovery.runs import EdgeRuns, NodeRuns, Runs
 from analyses._discovery.search import LEVELS, Search
@@ -129,12 +132,11 @@ def _cut(
     if (k is None) == (threshold is None):
         raise ValueError("give either k or threshold")
     if k is not None:
-        if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= len(scores):
-            raise ValueError(f"k={k!r} is out of range: expected 0 to {len(scores)}")
-        return order[:k]
-    if threshold is None or not threshold >= 0:
-        raise ValueError(f"threshold={threshold} is out of range: expected at least 0")
-    return [i for i in order if abs(float(scores[i])) >= threshold]
+        return order[: whole_number("k", k, 0, len(scores))]
+    least = real("threshold", threshold)
+    if least < 0:
+        raise ValueError(f"threshold={least} is out of range: expected at least 0")
+    return [i for i in order if abs(float(scores[i])) >= least]
 
 
 def _circuit(
@@ -154,7 +156,11 @@ def _circuit(
             shape, frozenset(rated), ("input",), {}, rated, model, how, provenance  # type: ignore[arg-type]
         )  # fmt: skip
     found = Circuit(shape, frozenset(rated), rated, model, how, provenance)  # type: ignore[arg-type]
-    return found.pruned() if connected else found
+    if not connected:
+        return found
+    live = found.pruned()
+    told = f"{len(found)} chosen, {len(live)} of them on a path from the input to the logits"
+    return replace(live, method=f"{how}: {told}")
 
 
 def faithfulness_curve(
@@ -193,9 +199,7 @@ def faithfulness_curve(
     if sizes is None:
         grown = [round(1.35**i) for i in range(64)]
         sizes = sorted({k for k in grown if k < n} | {n})
-    for k in sizes:
-        if isinstance(k, bool) or not isinstance(k, int) or not 0 <= k <= n:
-            raise ValueError(f"size {k!r} is out of range: expected 0 to {n}")
+    sizes = [whole_number("size", k, 0, n) for k in sizes]
     if not sizes:
         raise ValueError("sizes is empty; None chooses some")
     best = ranked(attribution, sign, level)
@@ -269,8 +273,9 @@ def acdc(
     Source: Conmy et al., "Towards Automated Circuit Discovery for Mechanistic Interpretability"
     (2023), arXiv 2304.14997, section 3 and algorithm 1.
     """
-    if isinstance(threshold, bool) or not isinstance(threshold, int | float) or not threshold > 0:
-        raise ValueError(f"threshold={threshold!r} is out of range: expected a number above 0")
+    threshold = real("threshold", threshold)
+    if threshold <= 0:
+        raise ValueError(f"threshold={threshold:g} is out of range: expected a number above 0")
     _one_of("level", level, LEVELS)
     measure = kl() if metric is None else metric
     by = by or ("increase" if isinstance(measure, KL) else "change")
@@ -351,13 +356,11 @@ def greedy_circuit(
     _one_of("level", level, LEVELS)
     if k is None and share is None:
         raise ValueError("say where to stop: k (how many) or share (how much of the metric)")
-    for name, value, least in (("k", k, 0), ("at_once", at_once, 1)):
-        if value is not None and (
-            isinstance(value, bool) or not isinstance(value, int) or value < least
-        ):
-            raise ValueError(f"{name}={value!r} is out of range: expected at least {least}")
+    k = None if k is None else whole_number("k", k, 0)
+    at_once = whole_number("at_once", at_once, 1)
+    share = None if share is None else real("share", share)
     if share is not None and not 0 <= share <= 1:
-        raise ValueError(f"share={share!r} is out of range: expected 0 to 1")
+        raise ValueError(f"share={share:g} is out of range: expected 0 to 1")
     add = way == "add"
     if add and level == "edges":
         raise ValueError(

@@ -24,6 +24,10 @@ class Shape(NamedTuple):
         if isinstance(model, Shape):
             return model
         cfg = model.cfg if isinstance(model, HookedGPT2) else model
+        if not isinstance(cfg, HookedGPT2Config):
+            raise TypeError(
+                f"a circuit is of a HookedGPT2, its config or a Shape, not {type(model).__name__}"
+            )
         return cls(cfg.n_layers, cfg.n_heads)
 
     def __str__(self) -> str:

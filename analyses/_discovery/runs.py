@@ -326,6 +326,11 @@ class NodeRuns(Runs):
             if node.pos is None:
                 found[index] = True
                 continue
+            if isinstance(node.pos, str) and not self.setting.pair.positions:
+                raise ValueError(
+                    f"node {node} is at a position with a name, and these prompts name none: give "
+                    "the PromptPair positions, or take circuit.anywhere()"
+                )
             (where,) = positions_of(self.setting.pair, [node.pos]).where
             columns = torch.as_tensor(where).cpu() % self.setting.pair.lengths.cpu()
             found[index, rows, columns] = True

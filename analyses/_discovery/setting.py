@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses import cli
+from analyses._discovery.numbers import whole
 from analyses._gradients import Judge, one_metric
 from analyses.metrics import AnyMetric
 from analyses.pairs import PromptPair
@@ -111,6 +112,7 @@ class Setting:
             raise TypeError(f"pair is a PromptPair, not {type(pair).__name__}")
         if isinstance(memory_limit, bool) or not isinstance(memory_limit, int) or memory_limit < 1:
             raise ValueError(f"memory_limit={memory_limit!r}: expected bytes, at least 1")
+        seed = whole("seed", seed, 0)
         if ablation not in ABLATIONS:
             raise ValueError(unknown("ablation", str(ablation), ABLATIONS))
         name, measure = one_metric(pair.metric if metric is None else metric)

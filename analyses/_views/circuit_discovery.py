@@ -27,9 +27,9 @@ _GRAPH = (
 )
 _NODES = "From the input (below) to the logits (above). Rest the pointer on a node for its role."
 _SCORES = {
-    "EAP": "score: the estimated change of the metric if the edge is patched",
-    "ACDC": "score: the change of the metric when it is left out",
-    "greedy": "score: the change of the metric when it is left out (added: as it was put in)",
+    "EAP": "score: the estimated change of {metric} if the edge is patched",
+    "ACDC": "score: the change of {metric} when it is left out",
+    "greedy": "score: the change of {metric} when it is left out (added: as it was put in)",
 }
 
 
@@ -93,17 +93,28 @@ def lead(result: "Discovery") -> str:
 def _score_words(result: "Discovery") -> str:
     for name, words in _SCORES.items():
         if result.method.startswith(name):
-            return words + "."
+            return words.format(metric=result.criterion) + "."
     return "score: as its method gives it."
+
+
+def percent(share: Any) -> str:
+    """A share in percent; a dash where there is none, and no minus before zero."""
+    if not math.isfinite(float(share)):
+        return "–"
+    text = f"{float(share):.1%}"
+    return "0.0%" if text == "-0.0%" else text
 
 
 def ends(faithfulness: "Faithfulness", at: int = 0) -> str:
     """What one circuit keeps, in words."""
     f = faithfulness
+    share = f"{percent(f.share[at])} of the whole model's, and "
+    if math.isnan(float(f.share[at])):
+        share = ""  # of a divergence, which is 0 of the whole model
     return (
         f"{f.metric} with {f.instead} in place of the rest: circuit {float(f.mean[at]):.3f}, whole "
         f"model {float(f.clean.mean()):.3f}, empty circuit {float(f.empty.mean()):.3f}. That is "
-        f"{float(f.share[at]):.1%} of the whole model's, and {float(f.recovered[at]):.1%} of the "
+        f"{share}{percent(f.recovered[at])} of the "
         "way from the empty circuit to it."
     )
 
@@ -265,8 +276,8 @@ def faithfulness_page(result: "Faithfulness") -> report.Page:
                 str(row["size"]),
                 f"{row['value']:.4f}",
                 "" if math.isnan(row["stderr"]) else f"{row['stderr']:.4f}",
-                f"{row['share']:.1%}",
-                f"{row['recovered']:.1%}",
+                f"{percent(row['share'])}",
+                f"{percent(row['recovered'])}",
             ]
             for _, row in frame.iterrows()
         ],
@@ -400,7 +411,7 @@ def minimality_page(result: "Minimality") -> report.Page:
                 f"{row['without_set']:.4f}",
                 f"{row['without_both']:.4f}",
                 f"{row['score']:.4f}",
-                f"{row['share']:.1%}",
+                f"{percent(row['share'])}",
             ]
             for _, row in frame.iterrows()
         ],
