@@ -90,12 +90,14 @@ def notebooks() -> list[str]:
 def members(module: str) -> list[str]:
     """What a module offers: what it is named after, its own in order, what it passes on."""
     path = ROOT / module.replace(".", "/")
-    body = _parsed(path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).body
+    body = _parsed(file := path / "__init__.py" if path.is_dir() else path.with_suffix(".py")).body
     lists = [
         ast.literal_eval(node.value)
         for node in body
         if isinstance(node, ast.Assign) and _assigned(node) == "__all__"
     ]
+    if not lists and "__all__ =" in file.read_text():
+        raise ValueError(f"{module}: __all__ is not at the top level, where readers find it")
     own = [name for node in body if (name := getattr(node, "name", None) or _assigned(node))]
     exported = lists[0] if lists else [name for name in own if name[0] != "_"]
     order = [module.rpartition(".")[2], *own, *exported]
